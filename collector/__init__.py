@@ -1,0 +1,1 @@
+"""The agent of a host: load probes, read events, encode batches, ship them."""
