@@ -76,7 +76,7 @@ class Sink(Struct, forbid_unknown_fields=True):
 class Collector(Struct, forbid_unknown_fields=True):
     """The host agent."""
 
-    probes: list[str] = ["*"]  # names or patterns; `!name` leaves one out
+    probes: list[str] = field(default_factory=lambda: ["*"])  # names or patterns; `!name` leaves one out
     batch_ms: Positive = 250
     batch_rows: Positive = 10_000
     aggregate_ms: Positive = 1_000  # how often histograms and counters are read
@@ -134,7 +134,8 @@ def load(path: str | None = None, environment: Mapping[str, str] = os.environ) -
     try:
         return msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise UsageError(f"configuration: {error}; see docs/operating.md for what each setting takes") from None
+        hint = "see docs/operating.md for what each setting takes"
+        raise UsageError(f"configuration: {error}; {hint}") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -153,7 +154,8 @@ def _reject_unknown(tree: dict[str, Any], struct: type[Struct], prefix: str, sou
     known = {each.name: each.type for each in msgspec.structs.fields(struct)}
     for key, value in tree.items():
         if key not in known:
-            raise UsageError(f"{source}: unknown setting `{prefix}{key}`{_nearest(f'{prefix}{key}', settings())}")
+            name = f"{prefix}{key}"
+            raise UsageError(f"{source}: unknown setting `{name}`{_nearest(name, settings())}")
         kind = known[key]
         if isinstance(kind, type) and issubclass(kind, Struct) and isinstance(value, dict):
             _reject_unknown(value, kind, f"{prefix}{key}.", source)
