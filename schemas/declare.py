@@ -18,7 +18,7 @@ FIELD_KEYS = {"name", "type", "doc", "default", "decode", "c.type", "c.key", "c.
 INTEGERS = {f"{sign}{bits}": bits // 8 for sign in "us" for bits in (8, 16, 32, 64)}
 # decoder → (what the kernel hands over; "" for columns the host makes, Avro types it may become)
 DECODERS: dict[str, tuple[str, set[str]]] = {
-    "": ("any", {"int", "long", "float", "double", "boolean", "string", "fixed", "array", "bytes"}),
+    "": ("any", {"int", "long", "float", "double", "boolean", "string", "fixed", "array"}),
     "ktime": ("u64", {"long"}),
     "now": ("", {"long"}),
     "interval": ("", {"long"}),
@@ -55,7 +55,7 @@ class CType:
         return self.base if self.count is None else f"{self.base}[{self.count}]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Field:
     """One column of a stream, and where its values come from."""
 
@@ -77,7 +77,7 @@ class Field:
         return str(self.avro["type"] if isinstance(self.avro, dict) else self.avro)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stream:
     """A typed sequence of rows: one topic, one table."""
 
@@ -88,6 +88,7 @@ class Stream:
     fields: tuple[Field, ...]
     order: tuple[str, ...]  # sort key of its table
     ttl_days: int
+    declaration: str  # the record as JSON, annotations included
 
     @property
     def kernel_fields(self) -> tuple[Field, ...]:
@@ -95,7 +96,7 @@ class Stream:
         return tuple(each for each in self.fields if each.c is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probe:
     """What one file declares: the unit that is loaded, attached and measured."""
 
@@ -169,7 +170,9 @@ def _stream(probe: str, record: Any) -> Stream:
         _require(bare in (*names, "host"), f"{name}: ch.order names `{column}`, which is no field")
     days = record.get("ch.ttl_days", 30)
     _require(isinstance(days, int) and days > 0, f"{name}: ch.ttl_days is a positive number")
-    stream = Stream(name, probe, cast(Source, source), str(record.get("doc", "")), fields, order, days)
+    stream = Stream(
+        name, probe, cast(Source, source), str(record.get("doc", "")), fields, order, days, json.dumps(record)
+    )
     _check_source(stream)
     return stream
 
@@ -223,6 +226,7 @@ def _check_field(where: str, field: Field) -> None:
     )
     if field.c is None:
         _require(wanted in ("", "any"), f"{where}: decoder {field.decode} needs a c.type")
+        _require(field.avro_kind != "array", f"{where}: an array needs a c.type, which fixes its length")
         return
     fits = {
         "": False,

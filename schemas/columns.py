@@ -1,0 +1,109 @@
+"""A column on the wire: all values of one field, packed little-endian, bytes of equal weight together.
+
+The packing is named by the column's Avro type, so that it is part of the schema's fingerprint:
+``u32`` is 32-bit unsigned; ``u8x16`` 16 bytes a row; ``i64_delta`` differences, the first against zero;
+``dictionary`` is distinct strings and a ``u32`` index a row. Bytes are transposed (all lowest bytes first,
+then the next): counters and lengths are mostly zeros above, and zeros next to each other compress to nothing.
+Measured against standard Avro arrays in docs/decisions/0001-packed-columns.md.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.declare import Field
+from schemas.errors import BpfleetError
+
+PACKED = re.compile(r"([iuf])(8|16|32|64)(?:x(\d{1,5}))?(_delta)?")
+LETTER = {"s": "i", "u": "u", "c": "u"}
+HOST_MADE = {"int": "i32", "long": "i64", "float": "f32", "double": "f64", "boolean": "u8"}
+
+
+class InvalidBatch(BpfleetError):
+    """Bytes that are no batch of ours; the message says what is wrong with them."""
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Strings of few distinct values: row i reads ``values[index[i]]``."""
+
+    values: list[str]
+    index: NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def strings(self) -> list[str]:
+        """One string a row: for people, not for hot paths."""
+        return [self.values[i] for i in self.index.tolist()]
+
+
+Column = NDArray[Any] | Dictionary
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one column's values lie in bytes."""
+
+    name: str
+    dtype: np.dtype[Any]
+    width: int | None  # values a row; None: one value, a flat array
+    delta: bool
+
+    def shape(self, rows: int) -> tuple[int, ...]:
+        """Shape of the array that holds ``rows`` rows."""
+        return (rows,) if self.width is None else (rows, self.width)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dtype.itemsize * (1 if self.width is None else self.width)
+
+
+def packing(name: str) -> Packing | None:
+    """The packing of that name; None for ``dictionary``. Raises :class:`InvalidBatch`."""
+    if name == "dictionary":
+        return None
+    match = PACKED.fullmatch(name)
+    if match is None or (match[1] == "f" and match[2] in ("8", "16")) or match[3] == "0":
+        raise InvalidBatch(f"unknown column packing `{name}`")
+    dtype = np.dtype(f"<{match[1]}{int(match[2]) // 8}")
+    return Packing(name, dtype, int(match[3]) if match[3] else None, bool(match[4]))
+
+
+def packing_name(field: Field) -> str:
+    """Which packing a declared field travels in."""
+    if field.avro_kind == "string":
+        return "dictionary"
+    if field.decode in ("ktime", "now"):
+        return "i64_delta"
+    if field.c is None:
+        return HOST_MADE[field.avro_kind] if field.avro_kind != "fixed" else f"u8x{field.avro['size']}"
+    base = f"{LETTER[field.c.base[0]]}{field.c.item_size * 8}"
+    return base if field.c.count is None else f"{base}x{field.c.count}"
+
+
+def pack(values: NDArray[Any], how: Packing) -> bytes:
+    """Values (any shape that :meth:`Packing.shape` gives) to bytes."""
+    array = np.ascontiguousarray(values, dtype=how.dtype)
+    if how.delta:
+        array = np.diff(array, axis=0, prepend=array.dtype.type(0))
+    if how.row_bytes == 1:
+        return array.tobytes()
+    return array.view(np.uint8).reshape(len(values), how.row_bytes).T.tobytes()
+
+
+def unpack(data: bytes, how: Packing, rows: int) -> NDArray[Any]:
+    """The inverse of :func:`pack`. Raises :class:`InvalidBatch` when the length does not fit."""
+    if len(data) != rows * how.row_bytes:
+        raise InvalidBatch(
+            f"column of {len(data)} bytes where {rows} rows of {how.name} take {rows * how.row_bytes}"
+        )
+    planes = np.frombuffer(data, np.uint8)
+    if how.row_bytes > 1:
+        planes = np.ascontiguousarray(planes.reshape(how.row_bytes, rows).T)
+    array = planes.view(how.dtype).reshape(how.shape(rows))
+    return np.cumsum(array, axis=0, dtype=how.dtype) if how.delta else array

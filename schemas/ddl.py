@@ -1,0 +1,150 @@
+"""The ClickHouse side of a declaration: tables, codecs, sort keys, retention, and their cluster variant.
+
+Codecs are measured (docs/benchmarks.md): time Delta + ZSTD(1), integers T64 + ZSTD(1), the rest ZSTD(1).
+``INDEX ts`` is free and lets ``ts >= …`` prune although the sort key holds only its five minutes.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from schemas.config import Clickhouse
+from schemas.declare import Field, Stream
+from schemas.errors import UsageError
+
+# Inserts of one (topic, partition, range, day) carry the same token; the store remembers this many.
+DEDUPLICATION_WINDOW = 100_000
+ENVELOPE = {
+    "host": ("LowCardinality(String)", "ZSTD(1)"),
+    "boot": ("UUID", "ZSTD(1)"),
+    "seq": ("UInt64", "Delta, ZSTD(1)"),
+    "sample_rate": ("UInt32", "T64, ZSTD(1)"),
+}
+HOST_MADE = {"int": "Int32", "long": "Int64", "float": "Float32", "double": "Float64", "boolean": "Bool"}
+TIME = "DateTime64(6, 'UTC')"
+
+
+def quote(identifier: str) -> str:
+    """An identifier as ClickHouse reads it, whatever it contains."""
+    return "`" + identifier.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def column_type(field: Field) -> str:
+    """The ClickHouse type of a field."""
+    if field.ch_type:
+        return field.ch_type
+    kind = field.avro_kind
+    if kind == "string":
+        return "LowCardinality(String)"
+    if field.decode in ("ktime", "now") or kind == "timestamp-micros":
+        return TIME
+    if kind == "fixed":
+        return "IPv6" if field.decode == "ip" else f"FixedString({field.avro['size']})"
+    if isinstance(field.avro, dict) and field.avro.get("logicalType") == "timestamp-micros":
+        return TIME
+    if kind == "boolean":
+        return "Bool"
+    if field.c is None:
+        return HOST_MADE[kind]
+    sign = "UInt" if field.c.base[0] == "u" else "Int"
+    scalar = f"{sign}{field.c.item_size * 8}"
+    return scalar if field.c.count is None else f"Array({scalar})"
+
+
+def column_codec(field: Field) -> str:
+    """The codec of a field; its annotation, or what its type does best with."""
+    if field.ch_codec:
+        return field.ch_codec
+    kind = column_type(field)
+    if kind.startswith("DateTime"):
+        return "Delta, ZSTD(1)"
+    return "T64, ZSTD(1)" if kind.startswith(("UInt", "Int")) else "ZSTD(1)"
+
+
+def columns(stream: Stream) -> dict[str, tuple[str, str]]:
+    """Every column of a stream's table, envelope included: name → (type, codec)."""
+    table = {"host": ENVELOPE["host"]}
+    table |= {each.name: (column_type(each), column_codec(each)) for each in stream.fields}
+    return table | ENVELOPE
+
+
+def _define(table: Mapping[str, tuple[str, str]]) -> str:
+    return ", ".join(f"{quote(name)} {kind} CODEC({codec})" for name, (kind, codec) in table.items())
+
+
+def database(config: Clickhouse) -> str:
+    """``CREATE DATABASE``, on every node when there is a cluster."""
+    return f"CREATE DATABASE IF NOT EXISTS {quote(config.database)}{_on_cluster(config)}"
+
+
+def _on_cluster(config: Clickhouse) -> str:
+    return f" ON CLUSTER {quote(config.cluster)}" if config.cluster else ""
+
+
+def create(stream: Stream, config: Clickhouse) -> list[str]:
+    """The statements that make a stream's table where it does not exist yet, in order.
+
+    On a cluster, ``<stream>_local`` is replicated on each shard and ``<stream>`` is distributed over them
+    by host, so that one host's rows stay together.
+    """
+    name = f"{quote(config.database)}.{quote(stream.name)}"
+    clauses = (
+        f"PARTITION BY toDate(ts) ORDER BY ({', '.join(stream.order)}) "
+        f"TTL toDateTime(ts) + INTERVAL {stream.ttl_days} DAY "
+        "SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1"
+    )
+    body = f"({_define(columns(stream))}, INDEX ts_range ts TYPE minmax GRANULARITY 1)"
+    window = f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}"
+    if not config.cluster:
+        return [f"CREATE TABLE IF NOT EXISTS {name} {body} ENGINE = MergeTree {clauses}, {window}"]
+    local = f"{quote(config.database)}.{quote(stream.name + '_local')}"
+    path = f"'/clickhouse/tables/{{shard}}/{config.database}/{stream.name}', '{{replica}}'"
+    window = window.replace("non_replicated", "replicated")
+    shards = f"{quote(config.cluster)}, {quote(config.database)}, {quote(stream.name + '_local')}"
+    target = f"{shards}, cityHash64(host)"
+    return [
+        f"CREATE TABLE IF NOT EXISTS {local}{_on_cluster(config)} {body} "
+        f"ENGINE = ReplicatedMergeTree({path}) {clauses}, {window}",
+        f"CREATE TABLE IF NOT EXISTS {name}{_on_cluster(config)} AS {local} ENGINE = Distributed({target})",
+    ]
+
+
+def evolve(stream: Stream, existing: Mapping[str, str], config: Clickhouse) -> list[str]:
+    """``ADD COLUMN`` for what a table lacks; ``existing`` maps its columns to their types.
+
+    Only appending a field with a default is compatible (a row of an older collector reads the default).
+    Raises :class:`UsageError` on a changed type or a field without a default: that is a new stream, ``_v2``.
+    """
+    wanted = columns(stream)
+    for name, (kind, _) in wanted.items():
+        if name in existing and existing[name] != kind:
+            raise UsageError(
+                f"{stream.name}.{name} is {existing[name]} in the store and {kind} in the schema; "
+                f"declare it as a new stream {stream.name}_v2"
+            )
+    added = [each for each in stream.fields if each.name not in existing]
+    for field in added:
+        if field.default is None:
+            raise UsageError(
+                f"{stream.name}.{field.name} is new and has no default; give it one, "
+                f"or declare a new stream {stream.name}_v2"
+            )
+    return list(_add_columns(stream, added, config))
+
+
+def _add_columns(stream: Stream, added: Iterable[Field], config: Clickhouse) -> Iterable[str]:
+    suffixes = ["_local", ""] if config.cluster else [""]
+    for field in added:
+        for suffix in suffixes:
+            table = f"{quote(config.database)}.{quote(stream.name + suffix)}{_on_cluster(config)}"
+            codec = "" if config.cluster and not suffix else f" CODEC({column_codec(field)})"
+            column = f"{quote(field.name)} {column_type(field)}{_default(field)}{codec}"
+            yield f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column}"
+
+
+def _default(field: Field) -> str:
+    value = field.default
+    if isinstance(value, str):
+        text = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f" DEFAULT '{text}'"
+    if isinstance(value, bool | int | float):
+        return f" DEFAULT {value}"
+    return f" DEFAULT {value}" if isinstance(value, list) else ""
