@@ -1,0 +1,79 @@
+"""The command ``bpfleet``: one group; every stage brings its own commands.
+
+Commands are found through the entry points ``bpfleet.commands`` (pyproject.toml), so that this file knows
+none of them and a host with the collector alone carries nothing else.
+"""
+
+import os
+import sys
+from importlib.metadata import EntryPoint, entry_points, version
+
+import click
+
+from schemas import config
+from schemas.errors import BpfleetError
+
+PACKAGES = {"rich": "fleet", "clickhouse_connect": "fleet", "fastavro": "fleet"}
+
+
+class Commands(click.Group):
+    """A group whose commands are loaded when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every registered command, by name."""
+        return sorted(_registered())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name. Raises :class:`BpfleetError` when its libraries are not installed."""
+        entry = _registered().get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            command: click.Command = entry.load()
+        except ModuleNotFoundError as error:
+            extra = PACKAGES.get(str(error.name).split(".")[0], "embedded")
+            raise BpfleetError(
+                f"`{cmd_name}` needs {error.name}, which is not installed; pip install 'bpfleet[{extra}]'"
+            ) from None
+        return command
+
+
+def _registered() -> dict[str, EntryPoint]:
+    return {each.name: each for each in entry_points(group="bpfleet.commands")}
+
+
+EXAMPLES = """\b
+Examples:
+  bpfleet run                                   everything on this machine, with a live view
+  bpfleet check                                 does every probe work on this host?
+  bpfleet sql "SELECT host, count() FROM tcp_flow GROUP BY host"
+  bpfleet status                                what is up, what lags, what was last seen
+"""
+
+
+@click.group(cls=Commands, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "file", metavar="FILE", help="Settings; else $BPFLEET_CONFIG, /etc/bpfleet/bpfleet.yaml.")
+@click.version_option(version("bpfleet"), prog_name="bpfleet")
+@click.pass_context
+def root(ctx: click.Context, file: str | None) -> None:
+    """See, steer and defend a fleet of Linux hosts with eBPF, and ask it with SQL."""
+    asks_for_help = any(each in ("-h", "--help") for each in sys.argv)
+    ctx.obj = config.Config() if asks_for_help else config.load(file)
+
+
+def main() -> None:
+    """Run the command line; a fault outside bpfleet is one line and an exit code, never a traceback."""
+    try:
+        result = root.main(prog_name="bpfleet", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except BpfleetError as error:
+        click.echo(f"bpfleet: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our pipe went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
