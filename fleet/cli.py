@@ -52,7 +52,9 @@ Examples:
 
 
 @click.group(cls=Commands, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "file", metavar="FILE", help="Settings; else $BPFLEET_CONFIG, /etc/bpfleet/bpfleet.yaml.")
+@click.option(
+    "--config", "file", metavar="FILE", help="Settings; else $BPFLEET_CONFIG, /etc/bpfleet/bpfleet.yaml."
+)
 @click.version_option(version("bpfleet"), prog_name="bpfleet")
 @click.pass_context
 def root(ctx: click.Context, file: str | None) -> None:

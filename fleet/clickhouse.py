@@ -1,0 +1,51 @@
+"""The way to ClickHouse (or the embedded store) for everything on the operator's side."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from schemas.config import Clickhouse, secret
+from schemas.errors import BpfleetError
+
+
+def connect(config: Clickhouse, timeout: float = 10.0, database: str | None = None) -> Any:
+    """A clickhouse-connect client. Raises :class:`BpfleetError` when the server does not let us in.
+
+    ``database`` "" leaves the server's default (for a server where ours is not made yet).
+    """
+    import clickhouse_connect
+    from clickhouse_connect.driver.exceptions import ClickHouseError
+
+    url = urlsplit(config.url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise BpfleetError(f"clickhouse.url is `{config.url}`; write it like http://127.0.0.1:8123")
+    try:
+        return clickhouse_connect.get_client(
+            host=url.hostname,
+            port=url.port or (8443 if url.scheme == "https" else 8123),
+            secure=url.scheme == "https",
+            ca_cert=config.ca_file or None,
+            username=config.user,
+            password=secret(config.password_file),
+            database=config.database if database is None else database,
+            connect_timeout=timeout,
+            autogenerate_session_id=False,
+        )
+    except (ClickHouseError, OSError) as error:
+        raise explain(error, config) from None
+
+
+def explain(error: Exception, config: Clickhouse) -> BpfleetError:
+    """One line for a person out of what the driver or the server said."""
+    text = " ".join(str(error).split())
+    if "Max retries" in text or "refused" in text or "timed out" in text:
+        return BpfleetError(
+            f"cannot reach ClickHouse at {config.url}; "
+            "start it with `bpfleet store` or set BPFLEET_CLICKHOUSE"
+        )
+    if "AUTHENTICATION_FAILED" in text or "REQUIRED_PASSWORD" in text or "Code: 516" in text:
+        return BpfleetError(
+            f"ClickHouse at {config.url} refuses user {config.user}; check clickhouse.password_file"
+        )
+    for prefix in ("HTTPDriver for ", "Received ClickHouse exception, code: "):
+        text = text.replace(prefix, "")
+    return BpfleetError(text[:600])

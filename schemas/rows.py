@@ -1,0 +1,78 @@
+"""A batch as rows: for people (JSON) and for other tools (an ordinary Avro container file).
+
+Not for hot paths: this is the one place where Python runs once a row.
+"""
+
+import ipaddress
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from schemas.columns import Dictionary
+from schemas.declare import Field, Stream
+from schemas.wire import Batch
+
+Row = dict[str, Any]
+
+
+def avro_rows(stream: Stream, batch: Batch) -> Iterator[Row]:
+    """Rows of :func:`schemas.wire.row_schema`; times as µs since 1970, fixed as bytes.
+
+    A field that an older collector did not send yet reads its default.
+    """
+    envelope = batch.envelope
+    shared = {"host": envelope.host, "boot": envelope.boot, "seq": envelope.seq}
+    shared["sample_rate"] = envelope.sample_rate
+    names = [each.name for each in stream.fields]
+    for values in zip(*(_values(each, batch) for each in stream.fields), strict=True):
+        yield shared | dict(zip(names, values, strict=True))
+
+
+def _values(field: Field, batch: Batch) -> list[Any]:
+    column = batch.columns.get(field.name)
+    if column is None:
+        return [field.default] * batch.rows
+    if isinstance(column, Dictionary):
+        return column.strings()
+    if field.avro_kind == "fixed":
+        return [row.tobytes() for row in column]
+    if field.avro_kind == "boolean":
+        return [bool(each) for each in column.tolist()]
+    values: list[Any] = column.tolist()
+    return values
+
+
+def json_rows(stream: Stream, batch: Batch) -> Iterator[Row]:
+    """Rows that read well: addresses and times as text, raw bytes as hexadecimal."""
+    show = {each.name: _reader(each) for each in stream.fields}
+    for row in avro_rows(stream, batch):
+        row["boot"] = str(uuid.UUID(bytes=row["boot"]))
+        for name, reader in show.items():
+            if reader is not None and row[name] is not None:
+                row[name] = reader(row[name])
+        yield row
+
+
+def _reader(field: Field) -> Any:
+    if isinstance(field.avro, dict) and field.avro.get("logicalType") == "timestamp-micros":
+        return time_text
+    if field.decode == "ip":
+        return address_text
+    return bytes.hex if field.avro_kind == "fixed" else None
+
+
+def time_text(micros: int) -> str:
+    """µs since 1970 as ISO 8601 in UTC; a time no calendar has stays a number."""
+    try:
+        return datetime.fromtimestamp(micros // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + (
+            f"{micros % 1_000_000:06d}Z"
+        )
+    except (OverflowError, ValueError, OSError):
+        return str(micros)
+
+
+def address_text(packed: bytes) -> str:
+    """A 16-byte address; IPv4-mapped ones as IPv4."""
+    address = ipaddress.IPv6Address(packed)
+    return str(address.ipv4_mapped or address)
