@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from fleet.clickhouse import connect, explain
+from schemas.clickhouse import connect, explain
 from schemas import ddl, declare, wire
 from schemas.config import Config
 from schemas.declare import Stream

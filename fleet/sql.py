@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fleet.clickhouse import connect, explain
+from schemas.clickhouse import connect, explain
 from schemas.config import Config
 from schemas.errors import UsageError
 

@@ -79,7 +79,7 @@ def _kafka(config: Config, seen: dict[str, Any]) -> str:
 def _clickhouse(config: Config, seen: dict[str, Any]) -> str:
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
-    from fleet.clickhouse import connect, explain
+    from schemas.clickhouse import connect, explain
 
     client = connect(config.clickhouse, timeout=5, database="")
     try:

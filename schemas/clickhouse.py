@@ -1,4 +1,4 @@
-"""The way to ClickHouse (or the embedded store) for everything on the operator's side."""
+"""The way to ClickHouse (or the embedded store), for the operator's side and the sink alike."""
 
 from typing import Any
 from urllib.parse import urlsplit
