@@ -8,7 +8,7 @@ STATE ?= $(CURDIR)/.state
 export BPFLEET_STATE_DIR ?= $(STATE)
 SOURCES := schemas collector sinks fleet tests bench
 
-.PHONY: help run test check bench soak install lock clean setup-run setup-test
+.PHONY: help run test check docs bench soak install lock clean setup-run setup-test
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,10 @@ check: $(BIN)/.dev  ## lint, types, and that generated files are what their sour
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/mypy schemas collector sinks fleet
+	@$(BIN)/python -m schemas.docs check
+
+docs: $(BIN)/.dev  ## write the generated pages
+	@$(BIN)/python -m schemas.docs write
 
 bench: setup-test  ## every figure of docs/benchmarks.md, measured against its peer in one run
 	@$(BIN)/python -m bench

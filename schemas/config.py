@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import msgspec
 import yaml
@@ -19,8 +19,6 @@ from schemas.errors import UsageError
 
 DEFAULT_FILE = Path("/etc/bpfleet/bpfleet.yaml")
 
-Positive = Annotated[int, Meta(ge=1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
 # Short names that operators type often.
 ALIASES = {"BPFLEET_KAFKA": "kafka.servers", "BPFLEET_CLICKHOUSE": "clickhouse.url"}
 # The file's own name is not a setting.
@@ -28,71 +26,103 @@ RESERVED = {"BPFLEET_CONFIG"}
 
 
 class Kafka(Struct, forbid_unknown_fields=True):
-    """How to reach Kafka; ``options`` go to librdkafka as they are (TLS, SASL)."""
+    """How to reach Kafka."""
 
-    servers: str = "127.0.0.1:9092"
-    options: dict[str, str] = {}
-    password_file: str = ""  # read into sasl.password: a secret never stands on a command line
-    partitions: Positive = 4  # of topics made by bpfleet
-    replication: Positive = 1
-    retention_hours: Positive = 168
+    servers: Annotated[str, Meta(description="bootstrap servers, `host:port,host:port`")] = "127.0.0.1:9092"
+    options: Annotated[dict[str, str], Meta(description="passed to librdkafka as they are: TLS, SASL")] = {}
+    password_file: Annotated[
+        str, Meta(description="its content becomes sasl.password; a secret stands on no command line")
+    ] = ""
+    partitions: Annotated[int, Meta(description="of topics that bpfleet makes", ge=1)] = 4
+    replication: Annotated[int, Meta(description="of topics that bpfleet makes", ge=1)] = 1
+    retention_hours: Annotated[int, Meta(description="of topics that bpfleet makes", ge=1)] = 168
 
 
 class Clickhouse(Struct, forbid_unknown_fields=True):
-    """How to reach ClickHouse (or the embedded store) over HTTP."""
+    """How to reach ClickHouse, or the embedded store, over HTTP."""
 
-    url: str = "http://127.0.0.1:8123"
-    user: str = "default"
-    password_file: str = ""
-    database: str = "bpfleet"
-    cluster: str = ""  # named: ReplicatedMergeTree + Distributed, ON CLUSTER
-    ca_file: str = ""  # trust this certificate authority with https://
+    url: Annotated[str, Meta(description="http:// or https://, host and port")] = "http://127.0.0.1:8123"
+    user: Annotated[str, Meta(description="who we are there")] = "default"
+    password_file: Annotated[str, Meta(description="its content is the password")] = ""
+    database: Annotated[str, Meta(description="where the tables are")] = "bpfleet"
+    cluster: Annotated[
+        str, Meta(description="when named: ReplicatedMergeTree and Distributed tables, ON CLUSTER")
+    ] = ""
+    ca_file: Annotated[str, Meta(description="trust this certificate authority with https://")] = ""
 
 
 class Store(Struct, forbid_unknown_fields=True):
     """The embedded ClickHouse endpoint."""
 
-    listen: str = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 8123
-    user: str = "default"
-    password_file: str = ""  # must be set when `listen` is not loopback
-    max_memory_mb: Positive = 2048
-    threads: Positive = 2
-    fsync: bool = False  # survive a power cut too; small inserts take about three times as long
+    listen: Annotated[str, Meta(description="address to listen on; beyond loopback it needs a password")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(description="HTTP port", ge=0, le=65535)] = 8123
+    user: Annotated[str, Meta(description="the one user")] = "default"
+    password_file: Annotated[str, Meta(description="its content is that user's password")] = ""
+    max_memory_mb: Annotated[int, Meta(description="what all queries together may use", ge=64)] = 2048
+    threads: Annotated[int, Meta(description="of one query", ge=1)] = 2
+    fsync: Annotated[
+        bool, Meta(description="survive a power cut too; small inserts take about three times as long")
+    ] = False
 
 
 class Sink(Struct, forbid_unknown_fields=True):
-    """Kafka to ClickHouse."""
+    """Kafka into ClickHouse."""
 
-    group: str = "bpfleet-sink"
-    flush_rows: Positive = 50_000
-    flush_ms: Positive = 250
-    session_timeout_ms: Positive = 10_000
-    buffer_mb: Positive = 64  # past it, partitions are paused
-    dead_share: Share = 0.5  # more unreadable than this among the last hundreds: stop, don't drain
-    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 9436
+    group: Annotated[str, Meta(description="consumer group; sinks of one group share the work")] = (
+        "bpfleet-sink"
+    )
+    flush_rows: Annotated[int, Meta(description="insert when so many rows of a partition wait", ge=1)] = (
+        50_000
+    )
+    flush_ms: Annotated[int, Meta(description="or when the first of them waited so long", ge=1)] = 250
+    session_timeout_ms: Annotated[
+        int, Meta(description="a sink silent for so long loses its partitions", ge=1_000)
+    ] = 10_000
+    buffer_mb: Annotated[int, Meta(description="past it, partitions are paused", ge=1)] = 64
+    dead_share: Annotated[
+        float, Meta(description="stop when more than this share of recent messages is unreadable", ge=0, le=1)
+    ] = 0.5
+    metrics_port: Annotated[
+        int, Meta(description="Prometheus metrics on loopback; 0 picks a free one", ge=0, le=65535)
+    ] = 9436
 
 
 class Collector(Struct, forbid_unknown_fields=True):
-    """The host agent."""
+    """The agent of a host."""
 
-    probes: list[str] = field(default_factory=lambda: ["*"])  # names or patterns; `!name` leaves one out
-    batch_ms: Positive = 250
-    batch_rows: Positive = 10_000
-    aggregate_ms: Positive = 1_000  # how often histograms and counters are read
-    ring_kb: Positive = 1_024
-    spool_mb: Positive = 256
-    slow_io_us: Positive = 20_000  # a block request slower than this is an event of its own
-    drop_samples_per_second: Positive = 1_000
-    labels: dict[str, str] = {}
-    metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 9435
+    probes: Annotated[list[str], Meta(description="names or patterns; `!name` leaves one out")] = field(
+        default_factory=lambda: ["*"]
+    )
+    batch_ms: Annotated[int, Meta(description="a batch is cut at this age", ge=1)] = 250
+    batch_rows: Annotated[int, Meta(description="or at this size", ge=1)] = 10_000
+    aggregate_ms: Annotated[int, Meta(description="how often histograms and counters are read", ge=10)] = (
+        1_000
+    )
+    ring_kb: Annotated[int, Meta(description="memory of each ring, a power of two", ge=4)] = 1_024
+    spool_mb: Annotated[int, Meta(description="what the disk keeps while Kafka is away", ge=1)] = 256
+    slow_io_us: Annotated[
+        int, Meta(description="a block request slower than this is an event of its own", ge=0)
+    ] = 20_000
+    drop_samples_per_second: Annotated[
+        int, Meta(description="dropped packets shipped one by one; all are counted", ge=1)
+    ] = 1_000
+    labels: Annotated[dict[str, str], Meta(description="of this host, for scopes and dashboards")] = {}
+    metrics_port: Annotated[
+        int, Meta(description="Prometheus metrics on loopback; 0 picks a free one", ge=0, le=65535)
+    ] = 9435
 
 
 class Config(Struct, forbid_unknown_fields=True):
     """Everything that can be set."""
 
-    host: str = field(default_factory=socket.gethostname)
-    state_dir: str = "/var/lib/bpfleet"
+    host: Annotated[str, Meta(description="this host's name in every row; default: its host name")] = field(
+        default_factory=socket.gethostname
+    )
+    state_dir: Annotated[str, Meta(description="spool, sequence numbers, embedded Kafka and store")] = (
+        "/var/lib/bpfleet"
+    )
     kafka: Kafka = field(default_factory=Kafka)
     clickhouse: Clickhouse = field(default_factory=Clickhouse)
     store: Store = field(default_factory=Store)
@@ -100,18 +130,26 @@ class Config(Struct, forbid_unknown_fields=True):
     collector: Collector = field(default_factory=Collector)
 
 
-def settings(struct: type[Struct] = Config, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Every setting as ``dotted.name`` → (type, default)."""
-    found: dict[str, tuple[Any, Any]] = {}
+class Setting(NamedTuple):
+    """One setting, taken apart."""
+
+    kind: Any  # its plain type
+    default: Any
+    description: str
+
+
+def settings(struct: type[Struct] = Config, prefix: str = "") -> dict[str, Setting]:
+    """Every setting by its dotted name."""
+    found: dict[str, Setting] = {}
     for each in msgspec.structs.fields(struct):
         name = prefix + each.name
-        if isinstance(each.type, type) and issubclass(each.type, Struct):
+        if get_origin(each.type) is not Annotated:
             found |= settings(each.type, name + ".")
-        else:
-            default = each.default
-            if default is msgspec.NODEFAULT and each.default_factory is not msgspec.NODEFAULT:
-                default = each.default_factory()
-            found[name] = (each.type, default)
+            continue
+        kind, meta = get_args(each.type)
+        made = each.default_factory
+        default = made() if made is not msgspec.NODEFAULT else each.default
+        found[name] = Setting(kind, default, str(meta.description))
     return found
 
 
@@ -134,8 +172,8 @@ def load(path: str | None = None, environment: Mapping[str, str] = os.environ) -
     try:
         return msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
-        hint = "see docs/operating.md for what each setting takes"
-        raise UsageError(f"configuration: {error}; {hint}") from None
+        reason = str(error).replace("`$.", "`").replace("`$", "`settings")
+        raise UsageError(f"configuration: {reason}; docs/settings.md says what each setting takes") from None
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -163,7 +201,7 @@ def _reject_unknown(tree: dict[str, Any], struct: type[Struct], prefix: str, sou
 
 def _nearest(wrong: str, known: Any) -> str:
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
-    return f"; did you mean `{close[0]}`?" if close else "; see docs/operating.md for the settings"
+    return f"; did you mean `{close[0]}`?" if close else "; docs/settings.md lists them"
 
 
 def _overlay(tree: dict[str, Any], environment: Mapping[str, str]) -> None:
@@ -181,7 +219,7 @@ def _overlay(tree: dict[str, Any], environment: Mapping[str, str]) -> None:
             if not isinstance(child, dict):
                 raise UsageError(f"configuration: `{parent}` must be a mapping")
             node = child
-        container = str(types[names[name]][0]).startswith(("dict", "list"))
+        container = get_origin(types[names[name]].kind) in (dict, list)
         try:
             node[leaf] = yaml.safe_load(text) if container else text
         except yaml.YAMLError:

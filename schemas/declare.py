@@ -194,6 +194,7 @@ def _field(stream: str, tree: Any) -> Field:
     _require(bool(NAME.fullmatch(tree["name"])), f"{where}: lower case letters, digits and _ only")
     _require(tree["name"] not in ("host", "boot", "seq", "sample_rate"), f"{where}: is in every envelope")
     _unknown(tree, FIELD_KEYS, where)
+    _check_annotations(where, tree)
     c = _c_type(where, tree["c.type"]) if "c.type" in tree else None
     decode, _, argument = str(tree.get("decode", "")).partition(":")
     result = Field(
@@ -203,6 +204,27 @@ def _field(stream: str, tree: Any) -> Field:
     )  # fmt: skip
     _check_field(where, result)
     return result
+
+
+def _check_annotations(where: str, tree: dict[str, Any]) -> None:
+    kind = tree.get("type")
+    named = kind if isinstance(kind, str) else kind.get("type") if isinstance(kind, dict) else None
+    _require(isinstance(named, str), f"{where}: `type` is an Avro type's name, or an object with one")
+    if isinstance(kind, dict) and named == "fixed":
+        size = kind.get("size")
+        _require(isinstance(size, int) and 0 < size <= 65536, f"{where}: a fixed needs a size")
+    for name in ("c.type", "decode", "doc", "ch.type", "ch.codec"):
+        _require(isinstance(tree.get(name, ""), str), f"{where}: `{name}` is text")
+    for name in ("ch.type", "ch.codec"):
+        _require(_is_type_text(tree.get(name, "")), f"{where}: `{name}` is not a type or codec of ClickHouse")
+
+
+def _is_type_text(text: str) -> bool:
+    """Only names, numbers and balanced parentheses: a declaration may come from a topic, and this is SQL."""
+    reduced, seen = text, ""
+    while reduced != seen:
+        reduced, seen = re.sub(r"\w+\([\w, ]*\)", "x", reduced), reduced
+    return re.fullmatch(r"[\w, ]*", reduced) is not None
 
 
 def _c_type(where: str, text: str) -> CType:

@@ -1,0 +1,125 @@
+"""Start the parts of bpfleet as processes of this machine, in order; stop them in the reverse order."""
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from schemas.config import Config
+from schemas.errors import BpfleetError
+
+PR_SET_PDEATHSIG = 1
+STOP_SECONDS = {"kafka": 20.0}  # the others: 10
+
+
+def _die_with_parent() -> None:
+    """In the child, before it becomes the part: even a killed `bpfleet run` leaves nothing behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass
+class Part:
+    """One process: ``bpfleet <name>``, its log, and when it counts as up."""
+
+    name: str
+    address: tuple[str, int]  # answers here once it is ready
+    log: Path
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Start the process. Raises :class:`BpfleetError` when somebody else has its address."""
+        if _answers(self.address):
+            where = f"{self.address[0]}:{self.address[1]}"
+            raise BpfleetError(
+                f"{where} is in use, {self.name} needs it; stop what runs there or set another address"
+            )
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "fleet", self.name]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,  # Ctrl-C is ours to pass on, in order
+                preexec_fn=_die_with_parent,
+            )  # fmt: skip
+
+    def wait_ready(self, seconds: float) -> None:
+        """Return when it answers. Raises :class:`BpfleetError` with its last words when it ends instead."""
+        deadline = time.monotonic() + seconds
+        while not _answers(self.address):
+            self.check()
+            if time.monotonic() > deadline:
+                raise BpfleetError(f"{self.name} did not answer within {seconds:.0f} s; see {self.log}")
+            time.sleep(0.1)
+
+    def check(self) -> None:
+        """Raise :class:`BpfleetError` when the process has ended."""
+        if self.process is not None and self.process.poll() is not None:
+            raise BpfleetError(f"{self.name} ended: {self.last_words()} (log: {self.log})")
+
+    def last_words(self) -> str:
+        """The last line it wrote that is not empty."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        spoken = [line.strip() for line in lines if line.strip()]
+        return spoken[-1].removeprefix("bpfleet: ") if spoken else "without a word"
+
+    def stop(self) -> None:
+        """SIGTERM, wait, and SIGKILL only past its time."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_SECONDS.get(self.name, 10.0))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _answers(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, timeout=0.3):
+            return True
+    except OSError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def parts_of(config: Config) -> list[Part]:
+    """What has to run here, in starting order: a Kafka or ClickHouse of another host is left to it."""
+    logs = Path(config.state_dir) / "logs"
+    kafka_host, _, kafka_port = config.kafka.servers.split(",")[0].rpartition(":")
+    store = urlsplit(config.clickhouse.url)
+    addresses: dict[str, tuple[str, int]] = {}
+    if _is_loopback(kafka_host):
+        addresses["kafka"] = (kafka_host, int(kafka_port))
+    if _is_loopback(store.hostname or "") and store.port:
+        addresses["store"] = (str(store.hostname), store.port)
+    addresses["sink"] = ("127.0.0.1", config.sink.metrics_port)
+    addresses["collect"] = ("127.0.0.1", config.collector.metrics_port)
+    return [Part(name, address, logs / f"{name}.log") for name, address in addresses.items()]
+
+
+def start(parts: list[Part], say: Callable[[str], None]) -> None:
+    """Bring up every part; each is ready before the next one starts."""
+    for part in parts:
+        begun = time.monotonic()
+        say(f"{part.name}: starting")
+        part.start()
+        part.wait_ready(60)
+        say(f"{part.name}: up at {part.address[0]}:{part.address[1]} after {time.monotonic() - begun:.1f} s")
+
+
+def stop(parts: list[Part], say: Callable[[str], None]) -> None:
+    """Stop in reverse order, so that what was collected still reaches the store."""
+    for part in reversed(parts):
+        if part.process is not None and part.process.poll() is None:
+            say(f"{part.name}: stopping")
+            part.stop()
