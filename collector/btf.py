@@ -1,7 +1,7 @@
 """The running kernel's own types, from /sys/kernel/btf/vmlinux. Standard library only.
 
     btf = Btf.read()
-    btf.member("task_struct", "sched_info.run_delay")   # Member(offset=1016, type=…); anonymous parts seen through
+    btf.member("task_struct", "sched_info.run_delay")   # Member(offset=1016, …), sees through anonymous parts
     btf.arguments("kfree_skb")                          # ["skb", "location", "reason", "rx_sk"]
     btf.tracepoint_id("sched_switch")                   # what a tp_btf program attaches to
     btf.enum("skb_drop_reason")                         # {"SKB_NOT_DROPPED_YET": 0, …}
@@ -49,7 +49,8 @@ class Kind(IntEnum):
 # 32-bit words that follow the three common ones: (always, for each of vlen)
 _TAIL = {
     Kind.INT: (1, 0), Kind.ARRAY: (3, 0), Kind.STRUCT: (0, 3), Kind.UNION: (0, 3), Kind.ENUM: (0, 2),
-    Kind.FUNC_PROTO: (0, 2), Kind.VAR: (1, 0), Kind.DATASEC: (0, 3), Kind.DECL_TAG: (1, 0), Kind.ENUM64: (0, 3),
+    Kind.FUNC_PROTO: (0, 2), Kind.VAR: (1, 0), Kind.DATASEC: (0, 3), Kind.DECL_TAG: (1, 0),
+    Kind.ENUM64: (0, 3),
 }  # fmt: skip
 _ALIASES = {Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG}
 _COMPOUND = {Kind.STRUCT, Kind.UNION}
@@ -98,6 +99,10 @@ class Btf:
     def name(self, offset: int) -> str:
         """The string at ``offset`` of the string section."""
         return self.strings[offset : self.strings.index(b"\0", offset)].decode()
+
+    def type_name(self, number: int) -> str:
+        """A type's own name, "" if it has none."""
+        return self.name(self.names[number])
 
     def find(self, name: str, kind: Kind) -> int | None:
         """Id of the first type of that name and kind."""
