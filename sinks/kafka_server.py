@@ -4,23 +4,26 @@
 """
 
 import base64
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
 
-from schemas.errors import BpfleetError
+from schemas.errors import BpfleetError, UsageError
 from sinks import kafka_install
 
 LOOPBACK = "127.0.0.1"
 # A small machine's broker: quick to start, one heap, the cheap collector.
 JVM = ["-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]
 JVM += ["-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true"]
-CLASSES = "kafka.Kafka"
+MAIN = "kafka.Kafka"
+FORMAT = ["kafka.tools.StorageTool", "format"]
 
 
 class KafkaServer:
@@ -64,8 +67,7 @@ class KafkaServer:
         _refuse_taken(self.port)
         if not (self.data / "meta.properties").exists():
             self._format(java)
-        command = self._java(java) + [CLASSES, str(self.directory / "server.properties")]
-        self.process = self._spawn(command)
+        self.process = self._spawn([*self._java(java), MAIN, str(self.directory / "server.properties")])
 
     def wait_ready(self, timeout: float = 60) -> None:
         """Return when this very broker answers (its cluster id is compared); raise if it can't."""
@@ -77,6 +79,12 @@ class KafkaServer:
                 return
             time.sleep(0.05)
         raise BpfleetError(f"kafka did not answer on {self.servers} within {timeout:.0f} s; see {self.log}")
+
+    def wait(self, stop: threading.Event) -> None:
+        """Return when ``stop`` is set; raise when the broker ends on its own."""
+        while not stop.wait(0.2):
+            if self.process is None or self.process.poll() is not None:
+                raise BpfleetError(f"kafka stopped on its own: {self._reason()}; see {self.log}")
 
     def stop(self, timeout: float = 30) -> None:
         """Clean shutdown; a broker that ignores SIGTERM for ``timeout`` seconds is killed."""
@@ -124,7 +132,7 @@ class KafkaServer:
     def _format(self, java: str) -> None:
         shutil.rmtree(self.data, ignore_errors=True)  # half formatted: nothing was ever stored there
         properties = str(self.directory / "server.properties")
-        command = self._java(java) + ["kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", properties]
+        command = [*self._java(java), *FORMAT, "-t", _cluster_id(), "-c", properties]
         if self._spawn(command).wait():
             raise BpfleetError(f"kafka could not format {self.data}: {self._reason()}")
 
@@ -161,25 +169,36 @@ class KafkaServer:
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient
 
-        ours = dict(
-            line.split("=", 1) for line in (self.data / "meta.properties").read_text().splitlines() if "=" in line
-        )["cluster.id"]
-        options = {"bootstrap.servers": self.servers, "log_level": 0, "socket.timeout.ms": 2000}
+        ours = re.search(r"^cluster\.id=(.*)$", (self.data / "meta.properties").read_text(), re.MULTILINE)
+        options: dict[str, str | int | float | bool] = {
+            "bootstrap.servers": self.servers,
+            "log_level": 0,
+            "socket.timeout.ms": 2000,
+        }
         try:
             metadata = AdminClient(options).list_topics(timeout=2)
         except KafkaException:
             return False
-        if metadata.cluster_id != ours:
+        if not ours or metadata.cluster_id != ours[1]:
             raise BpfleetError(f"another Kafka answers on {self.servers}; stop it or use another port")
         return bool(metadata.brokers)
 
     def _reason(self) -> str:
         for file in (self.log, self.directory / "kafka.out"):
             lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-            wrong = [line for line in lines[-200:] if "ERROR" in line or "FATAL" in line or "xception" in line]
+            wrong = [line for line in lines[-200:] if re.search("ERROR|FATAL|xception", line)]
             if wrong:
                 return wrong[-1].strip()[:300]
         return "it gave no reason"
+
+
+def port_of(servers: str) -> int:
+    """The port of ``kafka.servers`` when this machine is to run it; raises :class:`UsageError` otherwise."""
+    host, _, port = servers.rpartition(":")
+    if host not in (LOOPBACK, "localhost") or not port.isdigit():
+        advice = f"the embedded one is at {LOOPBACK}:PORT"
+        raise UsageError(f"kafka.servers is {servers!r}, a Kafka that is not ours to start; {advice}")
+    return int(port)
 
 
 def _cluster_id() -> str:

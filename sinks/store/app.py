@@ -1,0 +1,184 @@
+"""The HTTP interface: routes, the life of one request, and what happens when a client leaves."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from sinks.store import insert, native, select, statement
+from sinks.store.answer import Answer, Server, Summary
+from sinks.store.codec import Decoder
+from sinks.store.connection import Connection
+from sinks.store.engine import Engine
+from sinks.store.errors import (
+    QUERY_IS_TOO_LARGE,
+    READONLY,
+    SYNTAX_ERROR,
+    TOO_MANY_SIMULTANEOUS_QUERIES,
+    StoreError,
+)
+from sinks.store.request import Asked, authenticate, understand
+from sinks.store.session import Sessions
+from sinks.store.wire import PIECE, ClientGone, Wire
+
+MOST_QUERIES = 64
+log = logging.getLogger("bpfleet.store")
+
+
+class Queries:
+    """ASGI endpoint for `/` and `/query`."""
+
+    def __init__(self, engine: Engine, user: str, password: str) -> None:
+        self._engine = engine
+        self._user = user
+        self._password = password
+        self._sessions = Sessions(engine)
+        self._workers = ThreadPoolExecutor(MOST_QUERIES, "query")
+        self._running = 0
+        self._guard = threading.Lock()
+
+    @property
+    def server(self) -> Server:
+        """What answers say about us."""
+        return Server(self._engine.version, self._engine.timezone, socket.gethostname())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever it is."""
+        request = Request(scope, receive)
+        query_id = request.query_params.get("query_id", "")
+        wire = None
+        try:
+            authenticate(request, self._user, self._password)
+            asked = understand(request)
+            query_id = asked.query_id
+            if not asked.query and request.method in ("GET", "HEAD"):
+                answer: Answer | None = Answer(200, b"Ok.\n", self.server.headers())
+            else:
+                wire = Wire(receive, send, Decoder(request.headers.get("content-encoding", "").lower()))
+                answer = await self._answer(asked, wire)
+        except StoreError as error:
+            answer = self.server.error(error, query_id)
+        except ClientGone:
+            return
+        except Exception as error:
+            log.exception("unexpected")
+            answer = self.server.error(StoreError(1002, f"{type(error).__name__}: {error}"), query_id)
+        if answer is not None:
+            wire = wire or Wire(receive, send, Decoder(""))
+            headers = answer.headers | {"Content-Length": str(len(answer.body))}
+            if not wire.whole and request.method == "POST":
+                headers["Connection"] = "close"  # the rest of the body is not wanted
+            await wire.begin(answer.status, headers)
+            await wire.push(b"" if request.method == "HEAD" else answer.body, more=False)
+
+    async def _answer(self, asked: Asked, wire: Wire) -> Answer | None:
+        head = await wire.next_piece()
+        if self._running >= MOST_QUERIES:
+            message = f"Too many simultaneous queries. Maximum: {MOST_QUERIES}"
+            raise StoreError(TOO_MANY_SIMULTANEOUS_QUERIES, message)
+        self._running += 1
+        loop = asyncio.get_running_loop()
+        running: list[Connection] = []
+
+        async def gone() -> None:
+            for connection in running:
+                await loop.run_in_executor(None, self._engine.kill, connection)
+
+        watcher = asyncio.create_task(wire.watch(gone))
+        try:
+            return await loop.run_in_executor(self._workers, self._serve, asked, head, wire, running)
+        finally:
+            self._running -= 1
+            watcher.cancel()
+
+    def _serve(self, asked: Asked, head: bytes, wire: Wire, running: list[Connection]) -> Answer | None:
+        """In a worker thread: from the head of the body to the answer."""
+        text = f"{asked.query}\n".encode() + head if asked.query else head
+        parsed = statement.parse(text.decode(errors="surrogateescape"))
+        if parsed.data is None and not wire.whole:
+            raise StoreError(QUERY_IS_TOO_LARGE, f"Max query size exceeded: {PIECE} bytes")
+        if greeting := native.greeting(parsed.text, *self.server.name_version_timezone):
+            return self.server.whole(greeting, Summary(), asked.query_id, "Native", asked.encoding)
+        with self._connection(asked) as connection:
+            running.append(connection)
+            try:
+                connection.prepare(asked.database, asked.settings)
+                return self._run(connection, asked, parsed, text, wire)
+            finally:
+                running.clear()
+
+    def _run(
+        self, connection: Connection, asked: Asked, parsed: statement.Statement, text: bytes, wire: Wire
+    ) -> Answer | None:
+        if parsed.kind == "INSERT" and asked.read_only:
+            raise StoreError(READONLY, f"{self._user}: Cannot execute query in readonly mode")
+        if parsed.data is not None:
+            start = len(_characters(text, parsed.data))
+            return insert.run(connection, asked, parsed, text[start:], wire, self.server)
+        plan = connection.raw.classify_query(parsed.text)
+        if plan["statement_count"] > 1:
+            raise StoreError(SYNTAX_ERROR, "Syntax error (Multi-statements are not allowed)")
+        lasting = plan["query_class"].name == "CONTROL"
+        if asked.read_only and plan["query_class"].name != "READ_ONLY" and parsed.kind not in ("SET", "USE"):
+            raise StoreError(READONLY, f"{self._user}: Cannot execute query in readonly mode")
+        if lasting:
+            connection.prepare("", {})
+        answer = select.run(connection, asked, parsed, wire, self.server)
+        if lasting:
+            connection.changed_for_good()
+        return answer
+
+    @contextlib.contextmanager
+    def _connection(self, asked: Asked):  # type: ignore[no-untyped-def]
+        if not asked.session:
+            connection = self._engine.borrow()
+            try:
+                yield connection
+            finally:
+                self._engine.give_back(connection)
+            return
+        with self._guard:
+            connection = self._sessions.take(asked.session, asked.session_check)
+        try:
+            yield connection
+        finally:
+            with self._guard:
+                self._sessions.release(asked.session, asked.session_timeout)
+
+    def close(self) -> None:
+        """After the last request: end the sessions."""
+        self._workers.shutdown()
+        self._sessions.close()
+
+
+def _characters(text: bytes, count: int) -> bytes:
+    return text.decode(errors="surrogateescape")[:count].encode(errors="surrogateescape")
+
+
+def make(engine: Engine, user: str, password: str) -> Starlette:
+    """The ASGI application; it starts and stops the engine with itself."""
+    queries = Queries(engine, user, password)
+
+    async def ok(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("Ok.\n")
+
+    @contextlib.asynccontextmanager
+    async def life(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(queries.close)
+        await asyncio.to_thread(engine.stop)
+
+    routes = [Route("/ping", ok), Route("/replicas_status", ok)]
+    application = Starlette(routes=routes, lifespan=life)
+    for path in ("/", "/query"):
+        application.router.routes.append(Route(path, queries, methods=["GET", "HEAD", "POST"]))
+    return application

@@ -1,0 +1,109 @@
+"""The one owner of a database directory: opens the engine, hands out connections, closes it in order."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+from schemas.config import Store
+from schemas.errors import BpfleetError
+from sinks.store import engine_config
+from sinks.store.connection import Connection
+
+
+class Engine:
+    """ClickHouse in process on ``directory``; inert until start(). One process at a time may own it."""
+
+    def __init__(self, directory: Path, settings: Store) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.version = ""
+        self.timezone = "UTC"
+        self._lock: int | None = None
+        self._first: Connection | None = None
+        self._next = 0
+        self._idle: list[Connection] = []
+
+    def start(self) -> None:
+        """Take the directory and open it; raises :class:`BpfleetError` when it can't be had."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _own(self.directory / "lock")
+            config = engine_config.write(self.directory, self.settings)
+        except OSError as error:
+            raise BpfleetError(
+                f"cannot write {self.directory}: {error.strerror}; check its owner or set state_dir"
+            ) from None
+        self._path = f"{self.directory / 'data'}?config-file={config}"
+        self._first = self.connect()  # the engine lives as long as one connection does
+        self.version, self.timezone = self._first.row("SELECT version(), timezone()")
+        _plain_default_database(self._first)
+
+    def connect(self) -> Connection:
+        """A connection of its own: settings, database and temporary tables are nobody else's."""
+        self._next += 1
+        try:
+            return Connection(_raw(self._path), f"bpfleet-{self._next}")
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise BpfleetError(f"cannot open the store in {self.directory}: {reason}") from None
+
+    def borrow(self) -> Connection:
+        """A connection for one request; give it back with :meth:`give_back`."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.connect()
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a few that nobody changed; the rest are closed."""
+        if connection.pristine and len(self._idle) < 8:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def kill(self, connection: Connection) -> None:
+        """Stop what runs on ``connection`` now; returns at once."""
+        assert self._first
+        with self._first.busy:
+            self._first.run(f"KILL QUERY WHERE Settings['log_comment'] = '{connection.tag}' ASYNC")
+
+    def stop(self) -> None:
+        """Close everything; what was acknowledged is on disk already."""
+        for each in [*self._idle, *([self._first] if self._first else [])]:
+            each.close()
+        self._idle.clear()
+        self._first = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _raw(path: str) -> Any:
+    from chdb import _chdb
+
+    module: Any = _chdb
+    return module.connect(path)
+
+
+def _own(lock: Path) -> int:
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        advice = "stop that one, or set another state_dir"
+        raise BpfleetError(f"the store in {lock.parent} is in use by process {holder}; {advice}") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _plain_default_database(connection: Any) -> None:
+    """The engine's own `default` also shows host files as tables: make it an ordinary database, once."""
+    (engine,) = connection.row("SELECT engine FROM system.databases WHERE name = 'default'")
+    if engine == "Overlay":
+        connection.run("DROP DATABASE default")
+        connection.run("CREATE DATABASE default ENGINE = Atomic")
+        connection.run("USE default")

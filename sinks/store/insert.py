@@ -1,0 +1,40 @@
+"""Run an INSERT whose data comes with the request: any input format, piece by piece."""
+
+from typing import Any
+
+from sinks.store.answer import Answer, Server, Summary
+from sinks.store.connection import Connection
+from sinks.store.errors import from_engine
+from sinks.store.request import Asked
+from sinks.store.statement import Statement
+from sinks.store.wire import Wire
+
+
+def run(
+    connection: Connection, asked: Asked, statement: Statement, first: bytes, wire: Wire, server: Server
+) -> Answer:
+    """``first`` is the data that came with the statement; the rest is read from the wire.
+
+    The answer is made after the engine committed. A body that breaks off commits nothing.
+    """
+    stream = _begin(connection, statement)
+    try:
+        piece = first
+        while piece or not wire.whole:
+            if piece:
+                connection.raw.insert_append(stream, piece)
+            piece = b"" if wire.whole else wire.read()
+        result = connection.raw.insert_done(stream)
+    except RuntimeError as error:
+        raise from_engine(error) from None
+    except BaseException:
+        connection.raw.insert_cancel(stream)
+        raise
+    return server.whole(b"", Summary.of(result), asked.query_id, statement.format, "")
+
+
+def _begin(connection: Connection, statement: Statement) -> Any:
+    try:
+        return connection.raw.send_insert(statement.text, statement.format)
+    except RuntimeError as error:
+        raise from_engine(error) from None

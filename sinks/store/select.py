@@ -1,0 +1,117 @@
+"""Run a statement that carries no data, and send what it yields while it is being made."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from sinks.store import codec
+from sinks.store.answer import Answer, Server, Summary
+from sinks.store.connection import Connection
+from sinks.store.errors import StoreError, from_engine
+from sinks.store.request import Asked
+from sinks.store.statement import Statement
+from sinks.store.wire import ClientGone, Wire
+
+# Formats whose pieces, put one after the other, are the whole: the others are made in memory, whole.
+_JOINS = {
+    "Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "Raw", "CSV", "RowBinary", "JSONEachRow",
+    "JSONLines", "NDJSON", "JSONCompactEachRow", "JSONStringsEachRow", "JSONCompactStringsEachRow",
+}  # fmt: skip
+_WHOLE = 1 << 18  # bytes; a result up to this size has Content-Length and a complete summary
+
+
+def run(
+    connection: Connection, asked: Asked, statement: Statement, wire: Wire, server: Server
+) -> Answer | None:
+    """Serve it; None when the answer has been streamed. Raises :class:`StoreError`, :class:`ClientGone`."""
+    form = statement.format or asked.format
+    if not (statement.streams and form in _JOINS):
+        result = connection.run(statement.text, form, asked.params)
+        return server.whole(result.bytes(), Summary.of(result), asked.query_id, form, asked.encoding)
+    pieces = _pieces(connection, statement.text, form, asked.params)
+    summary = Summary()
+    held: list[bytes] = []
+    size = 0
+    for piece, part in pieces:
+        held.append(piece)
+        size += len(piece)
+        summary = part
+        if size > _WHOLE:
+            _stream(pieces, held, asked, form, wire, server)
+            return None
+    return server.whole(b"".join(held), summary, asked.query_id, form, asked.encoding)
+
+
+def _pieces(
+    connection: Connection, text: str, form: str, params: dict[str, str]
+) -> Iterator[tuple[bytes, Summary]]:
+    try:
+        stream = connection.raw.send_query(text, form, params=params)
+    except RuntimeError as error:
+        raise from_engine(error) from None
+    summary = Summary()
+    done = False
+    try:
+        while True:
+            result = _fetch(connection, stream)
+            if result is None or not result.rows_read():
+                done = True
+                return
+            summary.read_rows, summary.read_bytes = result.storage_rows_read(), result.storage_bytes_read()
+            summary.result_rows += result.rows_read()
+            summary.result_bytes += result.size()
+            summary.elapsed = result.elapsed()
+            yield result.bytes(), summary
+    except StoreError:
+        done = True
+        raise
+    finally:
+        if not done:  # nobody wants the rest
+            connection.raw.streaming_cancel_query(stream)
+
+
+def _fetch(connection: Connection, stream: Any) -> Any:
+    try:
+        return connection.raw.streaming_fetch_result(stream)
+    except RuntimeError as error:
+        raise from_engine(error) from None
+
+
+def _stream(
+    pieces: Iterator[tuple[bytes, Summary]],
+    held: list[bytes],
+    asked: Asked,
+    form: str,
+    wire: Wire,
+    server: Server,
+) -> None:
+    """Headers, what is held, the rest; an error on the way goes into the body, with ClickHouse's mark."""
+    encoder = codec.ENCODERS[asked.encoding]() if asked.encoding else None
+    tag = secrets.token_hex(8)
+    headers = server.headers(asked.query_id, form, asked.encoding) | {"X-ClickHouse-Exception-Tag": tag}
+    wire.start(200, headers)
+    broken: StoreError | None = None
+    try:
+        for data in _then(held, pieces):
+            coded = encoder.compress(data) if encoder else data
+            if coded:
+                wire.write(coded)
+    except StoreError as error:
+        broken = error
+        text = error.text(server.version).rstrip("\n")
+        mark = (
+            f"__exception__\r\n{tag}\r\n{text}\n{len(text.encode()) + 1} {tag}\r\n__exception__\r\n".encode()
+        )
+        wire.write(encoder.compress(mark) if encoder else mark)
+    finally:
+        pieces.close()  # type: ignore[attr-defined]
+    wire.write(encoder.flush() if encoder else b"", more=False)
+    if broken and wire.gone:
+        raise ClientGone
+
+
+def _then(held: list[bytes], pieces: Iterator[tuple[bytes, Summary]]) -> Iterator[bytes]:
+    while held:
+        yield held.pop(0)
+    for piece, _ in pieces:
+        yield piece

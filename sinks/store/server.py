@@ -1,0 +1,70 @@
+"""`bpfleet store`: the engine and its HTTP endpoint in the foreground."""
+
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from schemas import config as settings
+from schemas.errors import BpfleetError, UsageError
+from sinks.store import app
+from sinks.store.engine import Engine
+
+
+def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or SIGINT; what runs then is finished first. Raises :class:`BpfleetError`."""
+    store = config.store
+    password = settings.secret(store.password_file)
+    if not password and not _loopback(store.listen):
+        raise UsageError(f"the store listens on {store.listen} without a password; set store.password_file")
+    listening = _listen(store.listen, store.port)
+    directory = Path(config.state_dir) / "store"
+    engine = Engine(directory, store)
+    say(f"store: opening {directory}")
+    engine.start()
+    host, port = listening.getsockname()[:2]
+    say(f"store: ClickHouse {engine.version} on http://{f'[{host}]' if ':' in host else host}:{port}")
+    application = app.make(engine, store.user, password)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    options = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        loop="uvloop",
+        http="httptools",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=60,
+        server_header=False,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # the engine's own handlers are gone; uvicorn sets its own
+    uvicorn.Server(options).run(sockets=[listening])
+    say("store: stopped")
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listening.bind(address)
+        listening.listen(512)
+    except OSError as error:
+        advice = "stop what listens there or set store.port"
+        raise BpfleetError(f"cannot listen on {host}:{port} ({error.strerror}); {advice}") from None
+    return listening

@@ -1,0 +1,151 @@
+"""What kind of SQL a request carries: just enough lexing to route it; the engine does the parsing.
+
+Told apart: the statement from the data that follows it in an INSERT, the output format somebody asked for in
+the text, and words that reach out of the database (``forbidden``).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sinks.store.errors import ACCESS_DENIED, INTO_OUTFILE_NOT_ALLOWED, SYNTAX_ERROR, StoreError
+
+_TOKEN = re.compile(
+    r"""
+    (?P<space>\s+|--[^\n]*|\#[\ !][^\n]*|/\*.*?(?:\*/|\Z))
+    |(?P<string>'(?:[^'\\]|\\.|'')*(?:'|\Z)|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|\Z))
+    |`(?P<back>(?:[^`\\]|\\.|``)*)(?:`|\Z)|"(?P<double>(?:[^"\\]|\\.|"")*)(?:"|\Z)
+    |(?P<word>[A-Za-z_][A-Za-z0-9_$]*)
+    |(?P<number>[0-9][A-Za-z0-9_]*)
+    |(?P<other>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+# Between a format's name and the data: blanks and one end of line.
+_GAP = re.compile(r"[ \t]*;?[ \t]*(?:\r?\n)?")
+# The engine takes these for quotes as well; nobody needs them and two lexers must not differ on them.
+_ODD_QUOTES = "‘’“”"
+# Functions, table functions and sources that read the host or this process, each followed by `(`.
+_REACH_OUT = {"file", "python", "executable", "disk", "http", "odbc", "mongodb", "mysql", "postgresql"}
+_STREAMED = {"SELECT", "WITH"}  # the engine streams nothing else
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One word or sign outside comments; ``bare`` when it may be a keyword."""
+
+    text: str
+    end: int
+    depth: int
+    bare: bool
+
+    @property
+    def upper(self) -> str:
+        """The keyword it may be; empty for strings and quoted names."""
+        return self.text.upper() if self.bare else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """``text`` is complete; of an insert with data, it is what stands before FORMAT or VALUES."""
+
+    text: str
+    kind: str  # first keyword, upper case
+    format: str = ""  # named in the text; for an insert, of its data
+    data: int | None = None  # where an insert's data starts; None when it carries none
+
+    @property
+    def streams(self) -> bool:
+        """Whether its answer can be sent while it is being made."""
+        return self.kind in _STREAMED
+
+
+def tokens(text: str) -> Iterator[Token]:
+    """Words, names and signs of ``text``; strings come as a sign."""
+    depth = 0
+    for match in _TOKEN.finditer(text):
+        group = match.lastgroup
+        if group == "space":
+            continue
+        if group in ("back", "double"):
+            yield Token(match[group], match.end(), depth, False)
+        elif group in ("string", "tag"):
+            yield Token("'", match.end(), depth, False)
+        else:
+            sign = match[0]
+            if sign in _ODD_QUOTES:
+                raise StoreError(SYNTAX_ERROR, f"Syntax error: use ASCII quotes instead of {sign}")
+            depth -= sign in ")]}"
+            yield Token(sign, match.end(), depth, True)
+            depth += sign in "([{"
+
+
+def parse(text: str) -> Statement:
+    """Split a request's SQL; raises :class:`StoreError` for words that reach out of the database."""
+    words = _Guarded(tokens(text))
+    kind = next((each.upper for each in words if each.text != "("), "")
+    if kind == "INSERT":
+        return _insert(text, words)
+    named = ""
+    before = None
+    for token in words:
+        if before and before.depth == 0 and before.upper == "FORMAT" and token.bare:
+            named = token.text
+        before = token
+    return Statement(text, kind, named)
+
+
+def _insert(text: str, words: "_Guarded") -> Statement:
+    """INSERT INTO [TABLE|FUNCTION] name [(columns)] [SETTINGS …] then FORMAT, VALUES or a query."""
+    name = True
+    for token in words:
+        if token.upper in ("INTO", "TABLE", "FUNCTION") and name:
+            continue
+        if name:
+            name = False
+            continue
+        if token.depth or not token.bare:
+            continue
+        if token.upper == "FORMAT":
+            return _formatted(text, token, words)
+        if token.upper == "VALUES":
+            return Statement(text[: token.end - len("VALUES")], "INSERT", "Values", token.end)
+        if token.upper in ("SELECT", "WITH"):
+            for _ in words:  # the guard reads the rest
+                pass
+            return Statement(text, "INSERT")
+    return Statement(text, "INSERT")
+
+
+def _formatted(text: str, keyword: Token, words: "_Guarded") -> Statement:
+    named = next(words, None)
+    if named is None or not named.bare:
+        raise StoreError(SYNTAX_ERROR, "Syntax error: FORMAT is followed by no name")
+    data = _GAP.match(text, named.end)
+    assert data
+    return Statement(text[: keyword.end - len("FORMAT")], "INSERT", named.text, data.end())
+
+
+class _Guarded:
+    """Tokens, looked over on their way: nothing that leaves the database passes."""
+
+    def __init__(self, source: Iterator[Token]) -> None:
+        self._source = source
+        self._before = ""
+        self._attach = False
+
+    def __iter__(self) -> "_Guarded":
+        return self
+
+    def __next__(self) -> Token:
+        token = next(self._source)
+        if token.text == "(" and token.bare and self._before in _REACH_OUT:
+            raise StoreError(ACCESS_DENIED, f"{self._before}() reaches out of the database; it is off here")
+        word = token.text.lower()
+        if self._before == "into" and word == "outfile":
+            raise StoreError(INTO_OUTFILE_NOT_ALLOWED, "INTO OUTFILE is not allowed")
+        self._attach = self._attach or (token.upper == "ATTACH" and not self._before)
+        if self._attach and token.upper == "FROM":
+            raise StoreError(ACCESS_DENIED, "ATTACH … FROM a path is off here")
+        self._before = word
+        return token

@@ -1,0 +1,93 @@
+"""One HTTP exchange, usable from the worker thread that serves it.
+
+The event loop owns ``receive`` and ``send``; a worker asks it for the next piece of the body and hands it
+pieces of the answer, so both directions go at the pace of the slower side.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.types import Message, Receive, Send
+
+from sinks.store.codec import Decoder
+
+T = TypeVar("T")
+PIECE = 1 << 20  # bytes gathered before a worker is bothered
+
+
+class ClientGone(Exception):
+    """The client closed the connection: nobody waits for the answer."""
+
+
+class Wire:
+    """Body in, answer out."""
+
+    def __init__(self, receive: Receive, send: Send, decoder: Decoder) -> None:
+        self._receive = receive
+        self._send = send
+        self._decoder = decoder
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()  # the body has come whole
+        self.gone = False
+        self.started = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the body has been read to its end."""
+        return self._ended.is_set()
+
+    async def next_piece(self, least: int = PIECE) -> bytes:
+        """At least ``least`` decoded bytes, fewer at the end, none after it."""
+        pieces: list[bytes] = []
+        size = 0
+        while size < least and not self._ended.is_set():
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise ClientGone
+            pieces.append(self._decoder.feed(message.get("body", b"")))
+            size += len(pieces[-1])
+            if not message.get("more_body", False):
+                self._decoder.end()
+                self._ended.set()
+        return b"".join(pieces)
+
+    async def watch(self, gone: Callable[[], Awaitable[None]]) -> None:
+        """After the body: wait for the client to leave, then call ``gone``."""
+        await self._ended.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        await gone()
+
+    async def begin(self, status: int, headers: dict[str, str]) -> None:
+        """Send the status line and headers."""
+        self.started = True
+        raw = [
+            (name.lower().encode("latin-1"), value.encode("latin-1", "replace"))
+            for name, value in headers.items()
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def push(self, data: bytes, more: bool) -> None:
+        """Send a piece of the body; waits while the client is slower than we are."""
+        if self.gone:
+            raise ClientGone
+        message: Message = {"type": "http.response.body", "body": data, "more_body": more}
+        await self._send(message)
+
+    def read(self) -> bytes:
+        """next_piece() for a worker."""
+        return self._wait(self.next_piece())
+
+    def start(self, status: int, headers: dict[str, str]) -> None:
+        """begin() for a worker."""
+        self._wait(self.begin(status, headers))
+
+    def write(self, data: bytes, more: bool = True) -> None:
+        """push() for a worker."""
+        self._wait(self.push(data, more))
+
+    def _wait(self, what: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result()

@@ -1,0 +1,113 @@
+"""The two servers that most tests need: one of each for the whole session, own ports, own directories."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sinks.kafka_server import KafkaServer
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class StoreProcess:
+    """`bpfleet store` as a process of its own, on a fixed port and directory over all its lives.
+
+    start() returns when it answers; stop() is SIGTERM, kill() SIGKILL, pause()/resume() SIGSTOP/SIGCONT.
+    """
+
+    def __init__(self, state_dir: Path, **settings: object) -> None:
+        self.state_dir = state_dir
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = state_dir / "store.log"
+        self.config = state_dir / "store.yaml"
+        self.settings = settings
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, timeout: float = 60) -> None:
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        tree = {"state_dir": str(self.state_dir), "store": {"port": self.port, **self.settings}}
+        self.config.write_text(yaml.safe_dump(tree))
+        command = [
+            sys.executable,
+            "-c",
+            "from sinks.command import store; store()",
+            "--config",
+            str(self.config),
+        ]
+        environment = {name: text for name, text in os.environ.items() if not name.startswith("BPFLEET_")}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        end = time.monotonic() + timeout
+        while not self.answers():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"the store did not start:\n{self.log.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/ping", timeout=2) as answer:
+                return bool(answer.read() == b"Ok.\n")
+        except OSError:
+            return False
+
+    def stop(self, timeout: float = 60) -> int:
+        assert self.process
+        self.process.terminate()
+        self.process.send_signal(signal.SIGCONT)
+        try:
+            return self.process.wait(timeout)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def pause(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """An own broker: ``.servers``; tests name their own topics. Who kills it starts it again."""
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"), free_port())
+    server.start()
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcess]:
+    """An own store: ``.url``; tests name their own databases. Who kills it starts it again."""
+    server = StoreProcess(tmp_path_factory.mktemp("store"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
