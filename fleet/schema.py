@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from schemas.clickhouse import connect, explain
 from schemas import ddl, declare, wire
+from schemas.clickhouse import connect, explain
 from schemas.config import Config
 from schemas.declare import Stream
 from schemas.errors import UsageError

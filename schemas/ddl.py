@@ -34,12 +34,10 @@ def column_type(field: Field) -> str:
     kind = field.avro_kind
     if kind == "string":
         return "LowCardinality(String)"
-    if field.decode in ("ktime", "now") or kind == "timestamp-micros":
+    if field.is_time:
         return TIME
     if kind == "fixed":
         return "IPv6" if field.decode == "ip" else f"FixedString({field.avro['size']})"
-    if isinstance(field.avro, dict) and field.avro.get("logicalType") == "timestamp-micros":
-        return TIME
     if kind == "boolean":
         return "Bool"
     if field.c is None:

@@ -76,6 +76,12 @@ class Field:
         """The name of the Avro type: ``long``, ``string``, ``fixed``, ``array`` …."""
         return str(self.avro["type"] if isinstance(self.avro, dict) else self.avro)
 
+    @property
+    def is_time(self) -> bool:
+        """Whether its values are µs since 1970."""
+        logical = self.avro.get("logicalType") if isinstance(self.avro, dict) else None
+        return self.decode in ("ktime", "now") or logical == "timestamp-micros"
+
 
 @dataclass(frozen=True, eq=False)
 class Stream:

@@ -55,7 +55,7 @@ def json_rows(stream: Stream, batch: Batch) -> Iterator[Row]:
 
 
 def _reader(field: Field) -> Any:
-    if isinstance(field.avro, dict) and field.avro.get("logicalType") == "timestamp-micros":
+    if field.is_time:
         return time_text
     if field.decode == "ip":
         return address_text

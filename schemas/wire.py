@@ -20,6 +20,7 @@ from schemas.declare import Field, Stream
 
 MARKER = b"\xc3\x01"
 EMPTY = 0xC15D213AA4D7A795  # CRC-64-AVRO of nothing, and its polynomial
+ENVELOPE_FIELDS = 5  # host, boot, seq, sample_rate, rows: then come the columns
 MAX_ROWS = 4_000_000  # no batch of ours is near; a larger claim is a broken message
 
 
@@ -81,7 +82,11 @@ def row_schema(stream: Stream) -> dict[str, Any]:
         {"name": "seq", "type": "long"},
         {"name": "sample_rate", "type": "long"},
     ]
-    fields = [{"name": each.name, "type": each.avro, "doc": each.doc} for each in stream.fields]
+    time = {"type": "long", "logicalType": "timestamp-micros"}
+    fields = [
+        {"name": each.name, "type": time if each.is_time else each.avro, "doc": each.doc}
+        for each in stream.fields
+    ]
     return {
         "name": f"bpfleet.{stream.name}",
         "type": "record",
@@ -225,7 +230,7 @@ def _batch(schema: Any, record: dict[str, Any]) -> Batch:
         raise InvalidBatch(f"claims {rows} rows")
     envelope = Envelope(record["host"], record["boot"], record["seq"], record["sample_rate"])
     columns: dict[str, Column] = {}
-    for field in schema["fields"][5:]:
+    for field in schema["fields"][ENVELOPE_FIELDS:]:
         kind = field["type"] if isinstance(field["type"], str) else field["type"]["name"]
         columns[field["name"]] = _column(kind.removeprefix("bpfleet.column."), record[field["name"]], rows)
     return Batch(schema["name"].removeprefix("bpfleet."), envelope, rows, columns)

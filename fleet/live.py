@@ -1,0 +1,157 @@
+"""The live view of ``bpfleet run``: rates, delays, losses, what the collector costs, and real questions."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from schemas import declare
+from schemas.ddl import quote
+
+WINDOW_S = 10  # rates are over so many seconds
+QUESTION_S = 8  # each question is shown for so long
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question people ask, as SQL over the tables it needs."""
+
+    text: str
+    needs: str
+    sql: str
+
+
+QUESTIONS = (
+    Question(
+        "Who waited longest for a CPU in the last minute?",
+        "runq_latency",
+        "SELECT cgroup, sum(count) AS waits, round(sum(sum_ns) / 1e6, 1) AS waited_ms,\n"
+        "       round(sum(sum_ns) / sum(count) / 1000, 1) AS mean_us\n"
+        "FROM runq_latency WHERE ts > now() - 60 GROUP BY cgroup ORDER BY waited_ms DESC LIMIT 5",
+    ),
+    Question(
+        "Which disks are slow?",
+        "block_io",
+        "SELECT device, operation, sum(count) AS requests, round(sum(sum_ns) / sum(count) / 1e6, 2) AS mean_ms\n"
+        "FROM block_io WHERE ts > now() - 300 GROUP BY device, operation ORDER BY mean_ms DESC LIMIT 5",
+    ),
+    Question(
+        "Which processes talk to whom?",
+        "tcp_flow",
+        "SELECT comm, remote_addr, remote_port, count() AS flows, sum(bytes_sent + bytes_received) AS bytes\n"
+        "FROM tcp_flow WHERE ts > now() - 300 GROUP BY ALL ORDER BY flows DESC LIMIT 5",
+    ),
+    Question(
+        "Why does the kernel drop packets, and where?",
+        "packet_drop",
+        "SELECT reason, location, count() AS sampled FROM packet_drop\n"
+        "WHERE ts > now() - 300 GROUP BY reason, location ORDER BY sampled DESC LIMIT 5",
+    ),
+)
+
+
+@dataclass
+class Process:
+    """CPU and memory of a process, from /proc."""
+
+    pid: int
+    last: tuple[float, float] = (0.0, 0.0)  # (time, CPU seconds) of the previous look
+
+    def look(self) -> tuple[float, float]:
+        """Share of one core since the last look, resident MB; zeros when it is gone."""
+        try:
+            text = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0, 0.0
+        used = (int(text[11]) + int(text[12])) / os.sysconf("SC_CLK_TCK")
+        now, (then, before) = time.monotonic(), self.last
+        self.last = (now, used)
+        share = (used - before) / (now - then) if then else 0.0
+        return share, int(text[21]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@dataclass(frozen=True)
+class StreamLine:
+    """What the view shows of one stream."""
+
+    name: str
+    per_second: float
+    rows: int
+    age_s: float | None  # of its newest row
+
+
+@dataclass
+class Snapshot:
+    """Everything one refresh of the view shows."""
+
+    streams: list[StreamLine] = field(default_factory=list)
+    lost: int = 0
+    question: Question | None = None
+    answer: Any = None  # of clickhouse-connect
+    seconds: float = 0.0  # that the answer took
+
+
+def look(client: Any, database: str, at: float) -> Snapshot:
+    """Ask the store for one refresh; ``at`` (seconds) chooses the question."""
+    tables = {
+        name: int(rows or 0)
+        for name, rows in client.query(
+            "SELECT name, total_rows FROM system.tables WHERE database = {database:String}",
+            parameters={"database": database},
+        ).result_rows
+    }
+    known = [name for name in declare.streams() if name in tables]
+    seen = Snapshot([_stream_line(client, database, name, tables[name]) for name in known])
+    if "collector_health" in tables:
+        seen.lost = int(
+            client.command(f"SELECT sum(lost + shed) FROM {quote(database)}.collector_health") or 0
+        )
+    open_questions = [each for each in QUESTIONS if tables.get(each.needs)]
+    if open_questions:
+        seen.question = open_questions[int(at / QUESTION_S) % len(open_questions)]
+        begun = time.monotonic()
+        seen.answer = client.query(seen.question.sql)
+        seen.seconds = time.monotonic() - begun
+    return seen
+
+
+def _stream_line(client: Any, database: str, name: str, rows: int) -> StreamLine:
+    recent, newest = client.query(
+        f"SELECT countIf(ts > now64(6) - {WINDOW_S}), toUnixTimestamp64Micro(max(ts)) "
+        f"FROM {quote(database)}.{quote(name)} WHERE ts > now() - 3600"
+    ).first_row
+    age = time.time() - newest / 1e6 if newest else None
+    return StreamLine(name, recent / WINDOW_S, rows, age)
+
+
+def draw(seen: Snapshot, costs: dict[str, tuple[float, float]], footer: str) -> Any:
+    """The view as a rich renderable; ``costs``: part → (share of a core, resident MB)."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from fleet.sql import table
+
+    streams = [
+        (each.name, f"{each.per_second:,.1f}", f"{each.rows:,}", _age(each.age_s)) for each in seen.streams
+    ]
+    parts = [(name, f"{share:.1%}", f"{memory:.0f} MB") for name, (share, memory) in costs.items()]
+    lost = Text(f"lost or shed since the beginning: {seen.lost}", style="bold red" if seen.lost else "green")
+    blocks: list[Any] = [table(("stream", "rows/s", "rows", "newest row"), streams), lost]
+    blocks.append(table(("part", "CPU of a core", "memory"), parts))
+    if seen.question is not None and seen.answer is not None:
+        blocks.append(Text(f"{seen.question.text}  ({seen.seconds * 1000:.0f} ms)", style="bold"))
+        blocks.append(Text(seen.question.sql, style="dim"))
+        blocks.append(table(seen.answer.column_names, seen.answer.result_rows))
+    return Group(*blocks, Text(footer, style="dim"))
+
+
+def plain(seen: Snapshot, costs: dict[str, tuple[float, float]]) -> str:
+    """The same in one line, for logs."""
+    rates = " ".join(f"{each.name}={each.per_second:.1f}/s" for each in seen.streams)
+    used = " ".join(f"{name}={share:.1%},{memory:.0f}MB" for name, (share, memory) in costs.items())
+    return f"{rates} lost={seen.lost} {used}"
+
+
+def _age(seconds: float | None) -> str:
+    return "—" if seconds is None else f"{seconds:.1f} s ago"

@@ -1,0 +1,89 @@
+"""``bpfleet run``: the whole of bpfleet on this machine, with a live view."""
+
+import signal
+import sys
+import time
+from typing import Any
+
+import click
+
+from fleet import live, supervise
+from schemas.clickhouse import connect, explain
+from schemas.config import Config
+
+PLAIN_EVERY_S = 5.0
+EXAMPLES = """\b
+Examples:
+  bpfleet run                      until Ctrl-C
+  bpfleet run --seconds 60 | cat   plain lines, for a minute
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--seconds", type=float, help="Stop by itself after so long.")
+@click.pass_obj
+def run(config: Config, seconds: float | None) -> None:
+    """Start Kafka, the ClickHouse endpoint, the sink and a collector here, and watch them.
+
+    Data stays in the state directory; a second run goes on with it. Ctrl-C stops everything in order.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    parts = supervise.parts_of(config)
+    try:
+        supervise.start(parts, _say)
+        _watch(config, parts, None if seconds is None else time.monotonic() + seconds)
+    except KeyboardInterrupt:
+        _say("stopping")
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C does not cut the flush short
+        supervise.stop(parts, _say)
+    _say(f"stopped; the data is in {config.state_dir}")
+
+
+def _say(text: str) -> None:
+    click.echo(f"▸ {text}")
+
+
+def _watch(config: Config, parts: list[supervise.Part], until: float | None) -> None:
+    client = connect(config.clickhouse)
+    processes = {part.name: live.Process(part.process.pid) for part in parts if part.process}
+    footer = f'SQL: bpfleet sql "SELECT …" · {config.clickhouse.url} · Ctrl-C stops'
+    view = _terminal(footer) if sys.stdout.isatty() else _lines()
+    next(view)
+    while until is None or time.monotonic() < until:
+        for part in parts:
+            part.check()
+        costs = {name: process.look() for name, process in processes.items()}
+        view.send((_look(client, config), costs))
+        time.sleep(1.0)
+    view.close()
+
+
+def _look(client: Any, config: Config) -> live.Snapshot:
+    from clickhouse_connect.driver.exceptions import ClickHouseError
+
+    try:
+        return live.look(client, config.clickhouse.database, time.monotonic())
+    except (ClickHouseError, OSError) as error:
+        raise explain(error, config.clickhouse) from None
+
+
+def _terminal(footer: str) -> Any:
+    """Take (snapshot, costs) and redraw the screen."""
+    from rich.live import Live
+
+    with Live(screen=False, auto_refresh=False) as screen:
+        while True:
+            seen, costs = yield
+            screen.update(live.draw(seen, costs, footer), refresh=True)
+
+
+def _lines() -> Any:
+    """Take (snapshot, costs) and print a line now and then."""
+    last = 0.0
+    while True:
+        seen, costs = yield
+        if time.monotonic() - last >= PLAIN_EVERY_S:
+            last = time.monotonic()
+            click.echo(live.plain(seen, costs))
+            sys.stdout.flush()
