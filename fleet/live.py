@@ -33,7 +33,8 @@ QUESTIONS = (
     Question(
         "Which disks are slow?",
         "block_io",
-        "SELECT device, operation, sum(count) AS requests, round(sum(sum_ns) / sum(count) / 1e6, 2) AS mean_ms\n"
+        "SELECT device, operation, sum(count) AS requests,\n"
+        "       round(sum(sum_ns) / sum(count) / 1e6, 2) AS mean_ms\n"
         "FROM block_io WHERE ts > now() - 300 GROUP BY device, operation ORDER BY mean_ms DESC LIMIT 5",
     ),
     Question(

@@ -45,7 +45,7 @@ class Part:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 — no thread runs yet
             )  # fmt: skip
 
     def wait_ready(self, seconds: float) -> None:
