@@ -119,6 +119,11 @@ class Map:
         value = ctypes.create_string_buffer(self.element_size)
         return value.raw if self._one(Command.MAP_LOOKUP, key, value) else None
 
+    def take(self, key: bytes) -> bytes | None:
+        """Remove ``key`` of a hash (Linux 5.14 or later) and return its last value, or None."""
+        value = ctypes.create_string_buffer(self.element_size)
+        return value.raw if self._one(Command.MAP_TAKE, key, value) else None
+
     def update(self, key: bytes, value: bytes, flags: int = 0) -> None:
         """Set ``key``; ``flags``: NO_EXIST or EXIST demand that it be new or there."""
         if len(value) != self.element_size:

@@ -1,0 +1,101 @@
+"""Aggregates of the kernel as rows: what each key gained since the previous read.
+
+    table = Aggregate(loaded.maps["runq_latency"], stream)
+    keys, values = table.read()           # structured arrays, one row for each key that changed
+    table.reclaim(idle_reads=600)         # forget keys that did not change for so many reads
+
+The map is a per-CPU hash of counters that only grow; its values are summed over the CPUs. A read is a few
+system calls and numpy throughout: no Python statement per key. A key that :meth:`Aggregate.reclaim` removes
+starts again at zero when it comes back; what it gained between the last read and its removal is part of the
+next read.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collector.bpf_map import Map, possible_cpus
+from schemas import dtype
+from schemas.declare import Stream
+
+Rows = tuple["NDArray[np.void]", "NDArray[np.void]"]
+
+
+class Aggregate:
+    """The reader of one aggregate map."""
+
+    def __init__(self, table: Map, stream: Stream) -> None:
+        self.table = table
+        self.key = dtype.key(stream)
+        self.value = dtype.value(stream)
+        self._strided = dtype.value(stream, table.stride)
+        # Keys are kept as opaque bytes, which numpy sorts and compares whole, padding included.
+        self._opaque = np.dtype(f"V{table.key_size}")
+        self._keys = np.empty(0, self._opaque)  # of the previous read, sorted
+        self._values = np.empty(0, self.value)
+        self._idle = np.empty(0, np.int64)  # reads since each key last changed
+        self._late = self._nothing()
+
+    def _nothing(self) -> Rows:
+        return np.empty(0, self._opaque), np.empty(0, self.value)
+
+    @property
+    def known(self) -> "NDArray[np.void]":
+        """The keys in the map at the last read."""
+        return self._keys.view(self.key)
+
+    def read(self) -> Rows:
+        """Keys that changed since the previous read, and by how much."""
+        keys, values = self._snapshot()
+        before = np.searchsorted(self._keys, keys)
+        there = before < len(self._keys)
+        there[there] = self._keys[before[there]] == keys[there]
+        grown, changed = values.copy(), np.zeros(len(keys), bool)
+        for name in self.value.names or ():
+            grown[name][there] -= self._values[name][before[there]]
+            changed |= (grown[name] != 0).reshape(len(keys), -1).any(axis=1)
+        idle = np.zeros(len(keys), np.int64)
+        idle[there] = self._idle[before[there]] + 1
+        idle[changed] = 0
+        self._keys, self._values, self._idle = keys, values, idle
+        late, self._late = self._late, self._nothing()
+        rows = np.concatenate((late[0], keys[changed])).view(self.key)
+        return rows, np.concatenate((late[1], grown[changed]))
+
+    def _snapshot(self) -> Rows:
+        """All keys, sorted and each once, with their sums over the CPUs."""
+        raw_keys, raw_values, count = self.table.read()
+        keys, first = np.unique(np.frombuffer(raw_keys, self._opaque, count), return_index=True)
+        each = np.frombuffer(raw_values, self._strided, count * possible_cpus()).reshape(count, -1)[first]
+        return keys, self._sum(each)
+
+    def _sum(self, each: "NDArray[np.void]") -> "NDArray[np.void]":
+        """Sums over the second axis, the CPUs."""
+        total = np.zeros(len(each), self.value)
+        for name in self.value.names or ():
+            total[name] = each[name].sum(axis=1, dtype=self.value[name].base)
+        return total
+
+    def reclaim(self, idle_reads: int, gone: "NDArray[np.bool_] | None" = None) -> int:
+        """Delete keys idle for ``idle_reads`` reads, or marked in ``gone`` (aligned with :attr:`known`).
+
+        Returns how many. A program that held the value at that very moment may add to what is gone already.
+        """
+        chosen = self._idle >= idle_reads
+        if gone is not None:
+            chosen |= gone
+        for at in np.flatnonzero(chosen):
+            self._remove(int(at))
+        self._keys, self._values, self._idle = self._keys[~chosen], self._values[~chosen], self._idle[~chosen]
+        return int(chosen.sum())
+
+    def _remove(self, at: int) -> None:
+        """Take one key out of the map; its gain since the last read waits for the next one."""
+        raw = self.table.take(self._keys[at].tobytes())
+        if raw is None:
+            return
+        gain = self._sum(np.frombuffer(raw, self._strided).reshape(1, -1))
+        for name in self.value.names or ():
+            gain[name] -= self._values[name][at]
+        if any(gain[name].any() for name in self.value.names or ()):
+            key = self._keys[at : at + 1]
+            self._late = np.concatenate((self._late[0], key)), np.concatenate((self._late[1], gain))
