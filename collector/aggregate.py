@@ -52,7 +52,7 @@ class Aggregate:
         grown, changed = values.copy(), np.zeros(len(keys), bool)
         for name in self.value.names or ():
             grown[name][there] -= self._values[name][before[there]]
-            changed |= (grown[name] != 0).reshape(len(keys), -1).any(axis=1)
+            changed |= (grown[name] != 0).any(axis=tuple(range(1, grown[name].ndim)))
         idle = np.zeros(len(keys), np.int64)
         idle[there] = self._idle[before[there]] + 1
         idle[changed] = 0
