@@ -65,7 +65,7 @@ class Aggregate:
         """All keys, sorted and each once, with their sums over the CPUs."""
         raw_keys, raw_values, count = self.table.read()
         keys, first = np.unique(np.frombuffer(raw_keys, self._opaque, count), return_index=True)
-        each = np.frombuffer(raw_values, self._strided, count * possible_cpus()).reshape(count, -1)[first]
+        each = np.frombuffer(raw_values, self._strided, count * possible_cpus()).reshape(count, possible_cpus())[first]
         return keys, self._sum(each)
 
     def _sum(self, each: "NDArray[np.void]") -> "NDArray[np.void]":
