@@ -4,13 +4,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from schemas.config import Clickhouse, secret
-from schemas.errors import BpfleetError
+from schemas.errors import BpfleetError, Unreachable
 
 
-def connect(config: Clickhouse, timeout: float = 10.0, database: str | None = None) -> Any:
-    """A clickhouse-connect client. Raises :class:`BpfleetError` when the server does not let us in.
+def connect(
+    config: Clickhouse, timeout: float = 10.0, database: str | None = None, answer_timeout: float = 300.0
+) -> Any:
+    """A clickhouse-connect client. Raises :class:`BpfleetError` when the server does not let us in,
+    :class:`Unreachable` when there is none.
 
     ``database`` "" leaves the server's default (for a server where ours is not made yet).
+    ``answer_timeout``: seconds that one statement may take.
     """
     import clickhouse_connect
     from clickhouse_connect.driver.exceptions import ClickHouseError
@@ -28,6 +32,7 @@ def connect(config: Clickhouse, timeout: float = 10.0, database: str | None = No
             password=secret(config.password_file),
             database=config.database if database is None else database,
             connect_timeout=timeout,
+            send_receive_timeout=answer_timeout,
             autogenerate_session_id=False,
         )
     except (ClickHouseError, OSError) as error:
@@ -38,7 +43,7 @@ def explain(error: Exception, config: Clickhouse) -> BpfleetError:
     """One line for a person out of what the driver or the server said."""
     text = " ".join(str(error).split())
     if "Max retries" in text or "refused" in text or "timed out" in text:
-        return BpfleetError(
+        return Unreachable(
             f"cannot reach ClickHouse at {config.url}; "
             "start it with `bpfleet store` or set BPFLEET_CLICKHOUSE"
         )

@@ -14,3 +14,7 @@ class UsageError(BpfleetError):
     """The caller's words (configuration, schema, arguments) are wrong."""
 
     exit_code = 2
+
+
+class Unreachable(BpfleetError):
+    """A server does not answer: it may be up again soon, so a daemon waits and a command ends."""

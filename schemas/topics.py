@@ -38,17 +38,23 @@ class Catalog:
         for stream in declare.streams().values() if known is None else known:
             self._keep(stream)
 
-    def learn(self, value: bytes) -> Stream:
-        """Take one value of the schemas topic. Raises :class:`InvalidBatch` when it is not one."""
+    def learn(self, value: bytes) -> tuple[int, Stream]:
+        """Take one value of the schemas topic; its fingerprint and stream.
+
+        Raises :class:`InvalidBatch` when it is not one.
+        """
         try:
             record: dict[str, Any] = json.loads(value)
             tree = json.loads(record["declaration"])
-            probe = declare.parse(str(record["probe"]), tree)
+            stream = declare.parse(str(record["probe"]), tree).streams[0]
+            sent = [each["name"] for each in json.loads(record["schema"])["fields"]]
         except (ValueError, KeyError, TypeError, BpfleetError) as error:
             raise InvalidBatch(f"not a schema record: {error}") from None
-        self._keep(probe.streams[0])
-        self.schemas.add(str(record["schema"]))
-        return probe.streams[0]
+        if sent[wire.ENVELOPE_FIELDS :] != [each.name for each in stream.fields]:
+            raise InvalidBatch(f"schema and declaration of {stream.name} do not name the same fields")
+        key = self.schemas.add(str(record["schema"]))
+        self._keep(stream)
+        return key, stream
 
     def _keep(self, stream: Stream) -> None:
         self.schemas.add(wire.batch_schema(stream))
