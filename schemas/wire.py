@@ -217,6 +217,30 @@ class Schemas:
         return _batch(schema, record)
 
 
+def peek(message: bytes) -> Envelope:
+    """The envelope alone, which needs no schema: it comes first in each. Raises :class:`InvalidBatch`."""
+    schema_of(message)
+    try:
+        size, at = _read_long(message, 10)
+        host, boot = message[at : at + size].decode(), message[at + size : at + size + 16]
+        seq, at = _read_long(message, at + size + 16)
+        sample_rate, _ = _read_long(message, at)
+    except (IndexError, ValueError):
+        raise InvalidBatch("ends within its envelope") from None
+    return Envelope(host, boot, seq, sample_rate)
+
+
+def _read_long(data: bytes, at: int) -> tuple[int, int]:
+    """An Avro long and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return (value >> 1) ^ -(value & 1), at
+
+
 def schema_of(message: bytes) -> int:
     """The fingerprint that a message names. Raises :class:`InvalidBatch` when it is not framed as ours."""
     if len(message) < 10 or message[:2] != MARKER:
