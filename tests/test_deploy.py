@@ -1,0 +1,92 @@
+"""What is shipped for production: units, compose file and Dockerfile agree with what exists."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from schemas import config
+
+ROOT = Path(__file__).parents[1]
+UNITS = sorted((ROOT / "deploy").glob("*.service"))
+COMMANDS = {each.name for each in importlib.metadata.entry_points(group="bpfleet.commands")}
+
+
+def compose() -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return tree
+
+
+def test_compose_names_only_what_it_declares() -> None:
+    tree = compose()
+    for name, service in tree["services"].items():
+        assert set(service.get("depends_on", ())) <= set(tree["services"]), name
+        assert set(service.get("secrets", ())) <= set(tree["secrets"]), name
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            known = source in tree["volumes"] or source.startswith("/") or (ROOT / source).exists()
+            assert known or source.startswith("./dashboards"), f"{name}: {volume}"
+        for other, how in dict(service.get("depends_on", {})).items():
+            assert how["condition"] != "service_healthy" or "healthcheck" in tree["services"][other]
+
+
+def test_images_are_pinned_and_ports_on_loopback() -> None:
+    for name, service in compose()["services"].items():
+        assert re.search(r":\d+\.\d+\.\d+$", service["image"]), f"{name}: {service['image']}"
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:"), f"{name} listens beyond loopback: {port}"
+
+
+def test_our_services_start_commands_and_settings_that_exist() -> None:
+    for name, service in compose()["services"].items():
+        if "build" not in service:
+            continue
+        assert service["command"][0] in COMMANDS, name
+        given = {key: str(value) for key, value in service["environment"].items()}
+        config.load(None, given)  # refuses an unknown setting
+        assert (ROOT / service["build"]["dockerfile"]).exists()
+    collector = compose()["services"]["collector"]
+    assert collector["privileged"] and collector["pid"] == "host" and collector["network_mode"] == "host"
+
+
+def test_dockerfile_copies_what_exists() -> None:
+    for line in (ROOT / "deploy/Dockerfile").read_text().splitlines():
+        if line.startswith("COPY"):
+            for source in line.split()[1:-1]:
+                assert (ROOT / source).exists(), line
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_start_commands_that_exist_with_limits(unit: Path) -> None:
+    text = unit.read_text()
+    (command,) = re.findall(r"^ExecStart=\S+/bpfleet (\w+)$", text, re.MULTILINE)
+    assert command in COMMANDS
+    for limit in (
+        "MemoryMax=",
+        "CPUQuota=",
+        "NoNewPrivileges=yes",
+        "CapabilityBoundingSet=",
+        "Restart=always",
+    ):
+        assert limit in text, f"{unit.name} lacks {limit}"
+    assert "CAP_SYS_ADMIN" not in text and "@" not in text.replace("@system-service", "")
+
+
+def test_sample_settings_are_valid() -> None:
+    config.load(str(ROOT / "deploy/bpfleet.yaml"), {})
+
+
+def test_install_stages_a_working_command(tmp_path: Path) -> None:
+    """`make install` into a folder: the installed command runs, from its own environment."""
+    environment = {**os.environ, "DESTDIR": str(tmp_path)}
+    subprocess.run([ROOT / "deploy/install.sh"], check=True, env=environment, timeout=170)
+    command = tmp_path / "opt/bpfleet/venv/bin/bpfleet"
+    shown = subprocess.run([command, "schema", "list"], capture_output=True, text=True, check=True, cwd="/")
+    assert "runq_latency" in shown.stdout
+    assert (tmp_path / "etc/systemd/system/bpfleet-collector.service").exists()
+    assert (tmp_path / "etc/bpfleet/bpfleet.yaml").exists()
