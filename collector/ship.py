@@ -164,6 +164,10 @@ class Shipper:
         """There is something to drain, and Kafka takes it."""
         return bool(len(self.spool)) and self._is_open()
 
+    def spooled(self) -> tuple[int, int]:
+        """Bytes and batches on disk."""
+        return self.spool.bytes, len(self.spool)
+
     def pump(self) -> None:
         """Hear Kafka's answers and drain the spool; returns at once. To be called often."""
         if self._producer is not None:

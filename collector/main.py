@@ -1,0 +1,80 @@
+"""A collector process from its settings to its exit code: state, Kafka and agent put together."""
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from schemas.config import Config
+
+if TYPE_CHECKING:
+    from collector.agent import Agent
+
+M_ARENA_MAX = -8
+
+
+def _spare_memory() -> None:
+    """One heap for all threads, no thread pool for linear algebra: neither has work here."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_ARENA_MAX, 1)
+
+
+def collect(config: Config, *, to_stdout: bool = False) -> int:
+    """Run until a signal; the exit code. Raises BpfleetError when it cannot start."""
+    _spare_memory()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="bpfleet: %(message)s")
+    return _print(config) if to_stdout else _ship(config)
+
+
+def _print(config: Config) -> int:
+    from collector.agent import Agent
+    from collector.printer import Printer
+
+    config.collector.metrics_port = 0
+    try:
+        return _run(Agent(config, Printer(config.host)))
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _ship(config: Config) -> int:
+    from collector.agent import Agent
+    from collector.kafka import Desk
+    from collector.recovery import open_state, resolve
+    from collector.ship import Shipper
+    from schemas import declare
+
+    state = open_state(config)
+    wanted = declare.streams()
+    desk = Desk(config, config.host, wanted.values())
+    shipper = Shipper(config, state.sequences, state.spool, state.losses, desk)
+    agent = Agent(
+        config, shipper, sequences=state.sequences, losses=state.losses, killed_since_us=state.killed_since_us
+    )
+
+    def settle() -> None:
+        desk.ask(state.losses.open())
+        resolve(state, desk.answers())
+
+    agent.resolve = settle
+    code = _run(agent, desk.start)
+    desk.stop()
+    state.sequences.close()
+    return code
+
+
+def _run(agent: "Agent", started: Callable[[], None] = lambda: None) -> int:
+    agent.start()
+    started()
+    names = ", ".join(each.probe.name for each in agent.attached)
+    logging.getLogger("bpfleet.collector").info("collecting: %s", names)
+    try:
+        agent.run()
+    finally:
+        agent.close()
+    return 0
