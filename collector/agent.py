@@ -1,8 +1,8 @@
 """The collector's main loop: rings and aggregates → columns → batches → Kafka (or standard output).
 
 One thread reads, decodes and ships; librdkafka, the Kafka desk and the metrics endpoint have their own.
-Rings are not announced by wake-ups (each would cost the traced program): the loop looks at them every
-:data:`LOOK_S`, sooner when they fill, and cuts what it has into batches every ``collector.batch_ms``.
+A ring wakes the loop only as each quarter of it fills (a wake-up an event would cost the traced program);
+otherwise it is read every ``collector.batch_ms``, when all there is becomes batches.
 """
 
 import gc
@@ -34,8 +34,7 @@ from schemas.declare import Stream
 from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
-LOOK_S = 0.02
-BUSY_S = 0.002  # between two looks while a ring is filling, or the spool draining
+BUSY_S = 0.002  # between two passes while a ring is filling, or the spool draining
 READ_ROWS = 20_000  # from one ring at a time
 BATCH_BYTES = 700_000  # of kernel structs: what becomes of them stays below Kafka's bound
 HEALTH_S = 5.0
@@ -105,6 +104,7 @@ class Agent:
         self._read = Every(config.collector.aggregate_ms / 1000)
         self._tell = Every(HEALTH_S)
         self._beat = Every(HEARTBEAT_S)
+        self._timers = (self._cut, self._read, self._tell, self._beat)
         self._read_at = 0.0
         self.resolve: Callable[[], None] = lambda: None  # enters Kafka's answers into the journal
 
@@ -179,14 +179,20 @@ class Agent:
         signal.set_wakeup_fd(wake_in)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self.stop)
-        poll = select.poll()
-        poll.register(wake, select.POLLIN)
+        poll = select.epoll()
+        poll.register(wake, select.EPOLLIN)
+        for each in self.rings:
+            # Edge-triggered: a ring with anything in it counts as readable, only its wake-ups matter.
+            poll.register(each.ring.fd, select.EPOLLIN | select.EPOLLET)
         while not self._stopping:
-            pause = BUSY_S if self.step() else LOOK_S
-            poll.poll(pause * 1000)
+            poll.poll(BUSY_S if self.step() else self._until_due())
+        poll.close()
         signal.set_wakeup_fd(-1)
         os.close(wake)
         os.close(wake_in)
+
+    def _until_due(self) -> float:
+        return max(min(each.at for each in self._timers) - time.monotonic(), BUSY_S)
 
     def step(self) -> bool:
         """One pass over everything that is due; whether the next should follow at once."""

@@ -1,7 +1,7 @@
 """The `collector_health` stream: what the collector and its probes cost, and what was lost.
 
 Counters only rise where they are made; a row holds what an interval added. The last rows go out at the end,
-so that over a collector's life made = rows + lost, for each ring stream, in SQL.
+so that over a collector's life made = shipped + lost, for each ring stream, in SQL.
 """
 
 import os

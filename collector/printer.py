@@ -32,7 +32,7 @@ class Printer:
             self._out.write(json.dumps({"table": stream.name, **row}) + "\n")
         self._out.flush()
         count.batches += 1
-        count.rows += rows
+        count.shipped += rows
         return [envelope.seq]
 
     def pump(self) -> None:

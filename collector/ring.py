@@ -31,6 +31,7 @@ class Ring:
 
     def __init__(self, table: Map, dtype: "np.dtype[np.void]") -> None:
         self.name = table.name
+        self.fd = table.fd  # epoll tells here when the program woke its reader
         self.bytes = table.max_entries
         self.dtype = dtype
         stride = HEADER + (dtype.itemsize + 7 & ~7)

@@ -52,7 +52,7 @@ class Shipped:
     """What became of one stream's batches since the start; numbers only rise."""
 
     batches: int = 0
-    rows: int = 0  # in batches that got a number
+    shipped: int = 0  # rows in batches that got a number
     bytes: int = 0
     delivered: int = 0  # rows that Kafka has
     shed: int = 0  # rows
@@ -98,7 +98,7 @@ class Shipper:
         label = Label(stream.name, self._boot, number, rows)
         count = self.streams.setdefault(stream.name, Shipped())
         count.batches += 1
-        count.rows += rows
+        count.shipped += rows
         count.bytes += len(message)
         self._send(Record(label, self._host, message))
         return [number]

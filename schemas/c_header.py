@@ -100,5 +100,5 @@ static __always_inline struct {name}_event *{name}_reserve(void)
 }}
 static __always_inline void {name}_submit(struct {name}_event *event)
 {{
-	bpf_ringbuf_submit(event, NO_WAKEUP);
+	bpf_ringbuf_submit(event, wake_reader(map({name}), sizeof(*event) + 8));
 }}"""
