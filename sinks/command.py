@@ -47,3 +47,19 @@ def store(file: str | None) -> None:
     from sinks.store.server import serve
 
     serve(settings.load(file), click.echo)
+
+
+@click.command()
+@click.pass_obj
+def sink(config: settings.Config) -> None:
+    """Move batches from Kafka into ClickHouse, exactly once.
+
+    Reads every bpfleet.<stream>.v1 topic as one member of the group sink.group, makes and extends tables
+    as schemas arrive, and inserts Native blocks. Start as many as you like: they share the partitions.
+    Messages that no table can take go to bpfleet.dead.v1 with their reason; when most do, the sink stops
+    (exit code 3) instead of draining the topic. Metrics are on loopback, port sink.metrics_port.
+    SIGTERM finishes the batches under way, commits, and exits 0 within seconds.
+    """
+    from sinks.daemon import run
+
+    run(config)

@@ -1,0 +1,195 @@
+"""Wire batches to one block of ClickHouse's Native format, column by column.
+
+The format (https://clickhouse.com/docs/interfaces/formats/Native): number of columns and rows, then for
+each column its name, its type and all its values. ``LowCardinality`` is a dictionary and indexes, as it
+travels on our wire; messages' dictionaries are merged, so that a value stands once in a block.
+Nothing here runs once a row: numpy joins, C-implemented maps merge.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.columns import Column, Dictionary
+from schemas.errors import UsageError
+from schemas.wire import Batch, Envelope
+
+DAY = 86_400_000_000  # µs
+LAST_DAY = 65_535  # ClickHouse's Date ends on 2149-06-06
+NUMBERS = {f"{sign}Int{bits}": np.dtype(f"<{sign.lower() or 'i'}{bits // 8}")
+           for sign in ("", "U") for bits in (8, 16, 32, 64)}  # fmt: skip
+NUMBERS |= {"Float32": np.dtype("<f4"), "Float64": np.dtype("<f8"), "Bool": np.dtype("u1")}
+NAMES = {dtype: name for name, dtype in NUMBERS.items() if name != "Bool"}
+FIXED = re.compile(r"FixedString\((\d+)\)|IPv6")
+TIME = re.compile(r"DateTime64\(6(?:, '[^']*')?\)")
+ARRAY = re.compile(r"Array\((\w+)\)")
+# LowCardinality: version of its keys; flags: it brings its dictionary, and in the low bits the index's width.
+KEYS_VERSION = (1).to_bytes(8, "little")
+OWN_DICTIONARY = 1 << 9
+INDEX = ((1 << 8, 0, np.dtype("u1")), (1 << 16, 1, np.dtype("<u2")), (1 << 32, 2, np.dtype("<u4")))
+ENVELOPE = ("host", "boot", "seq", "sample_rate")
+
+
+class TimeOutOfRange(ValueError):
+    """A row's time is outside of what a partition by day can hold."""
+
+
+# ── Days ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def day_range(batch: Batch) -> tuple[int, int]:
+    """First and last day of a batch. Raises :class:`TimeOutOfRange`."""
+    times = batch.columns["ts"]
+    assert not isinstance(times, Dictionary)
+    first, last = int(times.min()) // DAY, int(times.max()) // DAY
+    if first < 0 or last > LAST_DAY:
+        raise TimeOutOfRange("a row's ts is before 1970 or after 2149-06-06")
+    return first, last
+
+
+def split(batch: Batch) -> Iterator[tuple[int, Batch]]:
+    """A batch's rows of each day (days since 1970): one partition of a table each.
+
+    Raises :class:`TimeOutOfRange` for rows before 1970 or after 2149-06-06.
+    """
+    first, last = day_range(batch)
+    if first == last:
+        yield first, batch
+        return
+    of_row = batch.columns["ts"] // DAY  # type: ignore[operator]
+    for day in np.unique(of_row).tolist():
+        rows = of_row == day
+        columns = {name: _select(column, rows) for name, column in batch.columns.items()}
+        yield day, Batch(batch.stream, batch.envelope, int(rows.sum()), columns)
+
+
+def _select(column: Column, rows: NDArray[np.bool_]) -> Column:
+    if isinstance(column, Dictionary):
+        return Dictionary(column.values, column.index[rows])
+    return column[rows]
+
+
+# ── Block ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def block(types: Mapping[str, str], batches: Sequence[Batch]) -> bytes:
+    """All rows of ``batches``, which have the same columns, as one block.
+
+    ``types`` maps the table's columns to their ClickHouse types; those that no batch has are left out,
+    so that the server fills in their defaults. Raises :class:`UsageError` for a type without a Native form.
+    """
+    rows = [batch.rows for batch in batches]
+    body: list[bytes] = []
+    count = 0
+    for name, kind in types.items():
+        if name in ENVELOPE:
+            parts = _envelope(name, [batch.envelope for batch in batches], rows)
+        elif name in batches[0].columns:
+            parts = column(kind, [batch.columns[name] for batch in batches])
+        else:
+            continue
+        count += 1
+        body += [_text(name), *parts]
+    return b"".join([_varint(count), _varint(sum(rows)), *body])
+
+
+def column(kind: str, parts: Sequence[Column]) -> list[bytes]:
+    """One column of ClickHouse type ``kind`` from the arrays of each message: type name, then data."""
+    if isinstance(parts[0], Dictionary):
+        return _low_cardinality(parts)  # type: ignore[arg-type]
+    joined = np.concatenate(parts) if len(parts) > 1 else parts[0]  # type: ignore[arg-type]
+    if match := ARRAY.fullmatch(kind):
+        return _array(match[1], joined)
+    if FIXED.fullmatch(kind) or kind == "UUID":
+        return [_text(kind), (_uuid_order(joined) if kind == "UUID" else joined).tobytes()]
+    if TIME.fullmatch(kind):
+        return [_text(kind), joined.astype("<i8", copy=False).tobytes()]
+    if kind == "Bool":
+        return [_text(kind), (joined != 0).tobytes()]
+    if kind not in NUMBERS:
+        raise UsageError(f"no way to insert into a column of type {kind}; use another ch.type")
+    if np.can_cast(joined.dtype, NUMBERS[kind], "safe"):
+        return [_text(kind), joined.astype(NUMBERS[kind], copy=False).tobytes()]
+    return [_text(NAMES[joined.dtype]), joined.tobytes()]  # narrower by ch.type: the server converts
+
+
+def _array(item: str, joined: NDArray[Any]) -> list[bytes]:
+    if item not in NUMBERS:
+        raise UsageError(f"no way to insert into a column of type Array({item}); use another ch.type")
+    rows, width = joined.shape
+    offsets = np.arange(width, width * (rows + 1), width, dtype="<u8")
+    return [_text(f"Array({NAMES[joined.dtype]})"), offsets.tobytes(), joined.tobytes()]
+
+
+def _uuid_order(joined: NDArray[Any]) -> NDArray[Any]:
+    """ClickHouse keeps a UUID as two little-endian halves."""
+    return joined.reshape(-1, 2, 8)[:, :, ::-1]
+
+
+def _envelope(name: str, envelopes: Sequence[Envelope], rows: Sequence[int]) -> list[bytes]:
+    values = [getattr(each, name) for each in envelopes]
+    if name == "host":
+        index = np.repeat(np.arange(len(values), dtype=np.uint32), rows)
+        return _low_cardinality([Dictionary(values, index)])
+    if name == "boot":
+        halves = _uuid_order(np.frombuffer(b"".join(values), np.uint8))
+        return [_text("UUID"), np.repeat(halves.reshape(-1, 16), rows, axis=0).tobytes()]
+    kind = "UInt64" if name == "seq" else "UInt32"
+    return [_text(kind), np.repeat(np.array(values, NUMBERS[kind]), rows).tobytes()]
+
+
+def _low_cardinality(parts: Sequence[Dictionary]) -> list[bytes]:
+    merged = merge(parts)
+    flags, width = next((flag, dtype) for limit, flag, dtype in INDEX if len(merged.values) <= limit)
+    keys = [_text(each) for each in merged.values]
+    return [
+        _text("LowCardinality(String)"), KEYS_VERSION, (OWN_DICTIONARY | flags).to_bytes(8, "little"),
+        len(keys).to_bytes(8, "little"), *keys,
+        len(merged).to_bytes(8, "little"), merged.index.astype(width).tobytes(),
+    ]  # fmt: skip
+
+
+def merge(parts: Sequence[Dictionary]) -> Dictionary:
+    """Dictionaries of several messages as one, every value once."""
+    every = list(chain.from_iterable(each.values for each in parts))
+    unique = list(dict.fromkeys(every))
+    if len(parts) == 1 and len(unique) == len(every):
+        return parts[0]
+    place = dict(zip(unique, range(len(unique)), strict=True))
+    new = np.fromiter(map(place.__getitem__, every), np.uint32, len(every))
+    shift = np.cumsum([0, *(len(each.values) for each in parts[:-1])], dtype=np.uint32)
+    old = np.concatenate([each.index + by for each, by in zip(parts, shift, strict=True)])
+    return Dictionary(unique, new[old])
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+SHORT = [bytes([size]) for size in range(128)]
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return (SHORT[len(data)] if len(data) < 128 else _varint(len(data))) + data
+
+
+def insertable(kind: str) -> bool:
+    """Whether :func:`column` has a form for that ClickHouse type."""
+    array = ARRAY.fullmatch(kind)
+    text = kind in ("String", "LowCardinality(String)")
+    return (
+        text
+        or kind in NUMBERS
+        or kind == "UUID"
+        or any((FIXED.fullmatch(kind), TIME.fullmatch(kind), array and array[1] in NUMBERS))
+    )

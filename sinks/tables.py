@@ -1,0 +1,155 @@
+"""Schemas as they arrive on their topic, and the tables that follow from them.
+
+One thread of its own reads the schemas topic from its beginning and makes or extends tables, so that
+the consumer never waits for either; until a table is ready its messages wait in their partition.
+"""
+
+import logging
+import threading
+import time
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+
+from schemas import ddl, topics, wire
+from schemas.columns import InvalidBatch
+from schemas.config import Clickhouse, Config, kafka_options
+from schemas.declare import Stream
+from schemas.errors import UsageError
+from sinks import native
+from sinks.judge import Refused
+from sinks.writer import Rejected, ServerTrouble, Table, Writer
+
+log = logging.getLogger("bpfleet.sink")
+RETRY_SECONDS = 1.0
+REFUSED_SECONDS = 30.0  # an operator may have mended the table
+
+
+class SchemaTables:
+    """Fingerprint → table, kept up to date by a thread between start() and stop()."""
+
+    def __init__(self, config: Config, writer: Writer) -> None:
+        self._config = config
+        self._writer = writer
+        self._catalog = topics.Catalog()
+        self.schemas = self._catalog.schemas
+        self._streams: dict[int, Stream] = {}
+        self._settled: dict[int, Table | Refused] = {}
+        self._due: dict[int, float] = {}  # schema → when to try its table (again)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="schemas", daemon=True)
+        for stream in self._catalog.streams.values():
+            self._add(wire.fingerprint(wire.batch_schema(stream)), stream)
+
+    def start(self) -> None:
+        """Begin to read the schemas topic, which must exist."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; a statement under way is waited for, briefly."""
+        self._stopping.set()
+        self._thread.join(2)
+
+    def known(self, schema: int) -> bool:
+        """Whether the schema has arrived."""
+        return schema in self._streams
+
+    def of(self, schema: int) -> Table | Refused | None:
+        """Where its rows go; None until the store has settled it."""
+        return self._settled.get(schema)
+
+    def renew(self, schema: int) -> None:
+        """The table of that schema has gone, or lacks a column: look, and make it again."""
+        self._due.setdefault(schema, 0.0)
+
+    # ── The thread ───────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        consumer = Consumer({
+            **kafka_options(self._config.kafka), "group.id": f"{self._config.sink.group}-schemas",
+            "enable.auto.commit": False, "auto.offset.reset": "earliest",
+        })  # fmt: skip
+        consumer.assign([TopicPartition(topics.SCHEMAS, 0, OFFSET_BEGINNING)])
+        while not self._stopping.is_set():
+            try:
+                messages = consumer.consume(500, timeout=0.2)
+            except KafkaException as error:
+                log.warning("schemas: %s", error)
+                messages = []
+            for message in messages:
+                if message.error() is None and (value := message.value()):
+                    self._learn(value)
+            self._make_due_tables()
+        consumer.close()
+
+    def _learn(self, value: bytes) -> None:
+        try:
+            schema, stream = self._catalog.learn(value)
+        except InvalidBatch as error:
+            log.error("schemas: %s; ignored", error)
+            return
+        if schema not in self._streams:
+            self._add(schema, stream)
+
+    def _add(self, schema: int, stream: Stream) -> None:
+        self._due[schema] = 0.0
+        self._streams[schema] = stream
+
+    def _make_due_tables(self) -> None:
+        for schema in [each for each, when in list(self._due.items()) if when <= time.monotonic()]:
+            stream = self._streams[schema]
+            try:
+                self._settled[schema] = make(stream, self._config.clickhouse, self._writer)
+                del self._due[schema]
+            except (UsageError, Rejected) as error:
+                if schema not in self._settled:
+                    log.error("schema refused, its messages go to %s: %s", topics.DEAD, error)
+                self._settled[schema] = Refused(str(error))
+                self._due[schema] = time.monotonic() + REFUSED_SECONDS
+            except ServerTrouble as error:
+                log.warning("table %s is not ready, will try again: %s", stream.name, error)
+                self._due[schema] = time.monotonic() + RETRY_SECONDS
+                return
+
+
+def make(stream: Stream, config: Clickhouse, writer: Writer) -> Table:
+    """Make or extend a stream's table; safe to run from many sinks at once.
+
+    Raises :class:`UsageError` when the table is of another shape, :class:`ServerTrouble` to try again.
+    """
+    types = {name: kind for name, (kind, _) in ddl.columns(stream).items()}
+    for name, kind in types.items():
+        if not native.insertable(kind):
+            raise UsageError(f"{stream.name}.{name}: no way to insert into {kind}; use another ch.type")
+    existing = writer.columns(stream.name)
+    if not existing:
+        for statement in (ddl.database(config), *ddl.create(stream, config)):
+            writer.execute(statement)
+        existing = writer.columns(stream.name)
+    for statement in ddl.evolve(stream, existing, config):
+        writer.execute(statement)
+    return Table(stream.name, types)
+
+
+def ensure_topics(config: Config, admin: Any) -> None:
+    """Make the topics that the sink itself needs: schemas (compacted) and dead letters (kept)."""
+    from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+
+    replication = config.kafka.replication
+    wanted = {
+        topics.SCHEMAS: (1, {"cleanup.policy": "compact"}),
+        # Dead letters wait for a person; a letter is its message plus headers, so it may be larger.
+        topics.DEAD: (1, {"retention.ms": "-1", "max.message.bytes": str(32 << 20)}),
+    }
+    present = admin.list_topics(timeout=10).topics
+    new = [
+        NewTopic(name, partitions, replication, config=settings)
+        for name, (partitions, settings) in wanted.items()
+        if name not in present
+    ]
+    for future in (admin.create_topics(new) if new else {}).values():
+        try:
+            future.result(15)
+        except KafkaException as error:
+            if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
+                raise
