@@ -3,6 +3,7 @@
 #pragma once
 
 #define LB_RING_SLOTS 65537
+#define LB_VIP_PLACES_LOG2 14 // size of the table of VIPs
 #define LB_TICK_SHIFT 26 // a tick is 2^26 ns of the monotonic clock, about 67 ms
 #define LB_REASON_STRIDE 64 // reason counters kept for each VIP
 #define LB_GUE_PORT 6080

@@ -4,9 +4,6 @@
 
 #include "balancer_vip.h"
 
-#define HASH_A 0x9e3779b97f4a7c15ULL
-#define HASH_B 0xd6e8feb86659fd93ULL
-
 // Upper 32 bits choose the slot, lower 32 vary the outer source.
 INLINE u64 flow_hash(struct packet *p, u64 ports, u64 seed)
 {

@@ -6,7 +6,7 @@
 #include "balancer_structs.h"
 #include "packet.h"
 
-MAP(HASH, lb_vips, struct lb_vip_key, struct lb_vip, 4096)
+MAP(ARRAY_OF_MAPS, lb_vips, u32, u32, 1)
 MAP_FLAGS(LPM_TRIE, lb_prefixes, struct lb_prefix_key, struct lb_prefix, 4096, NO_PREALLOC)
 MAP(ARRAY, lb_settings, u32, struct lb_settings, 1)
 MAP(ARRAY_OF_MAPS, lb_rings, u32, u32, 1024)

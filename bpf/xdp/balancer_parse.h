@@ -46,7 +46,7 @@ INLINE void set_ipv4_source(struct packet *p, u32 source)
 
 INLINE void set_port_key(struct packet *p)
 {
-    *(u32 *)(p->key.address + 16) = (u32)(p->ports >> 16) | (u32)(p->protocol << 16);
+    *(u32 *)(p->key.address + 16) = (u32)(p->ports >> 16) | (u32)(p->protocol << 16) | 1 << 24;
 }
 
 INLINE u64 swap_ports(u64 ports)

@@ -11,17 +11,24 @@ struct lb_vip_key {
     u8 address[16];
     u16 port; // network order
     u8 protocol;
-    u8 zero;
+    u8 used; // 1
 };
 
+// An entry of the table of VIPs: one cache line. The table is built whole by the collector, each key in one of
+// its two places (balancer_vip.h), and replaced whole.
 struct lb_vip {
+    u8 address[16];
+    u16 port;
+    u8 protocol;
+    u8 used;
     u32 number; // of its ring and its reason counters
-    u32 flags; // lb_vip_flag
     u64 seed; // of the flow hash; the same on every balancer
+    u32 flags; // lb_vip_flag
     u32 sample_mask; // a flow record for each packet whose count has these bits zero
     u32 idle; // ticks after which a silent flow is forgotten
     u32 learn_until; // tick: until then unknown UDP flows of changed slots are old ones
     u32 quic_id_bytes; // length of the server id in its connection ids
+    u32 zero[3];
 };
 
 // A slot of a ring: one load reads it whole. Steady: former and until are 0.
