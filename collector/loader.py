@@ -17,10 +17,11 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from collector import bpf_sys, loader_wire
 from collector.bpf_map import Map
@@ -136,45 +137,52 @@ def load(sources: Sequence[Source], enums: Sequence[str] = (), python: str = PYT
             return result
         if not waiting:
             raise BpfleetError(f"the loader's child failed: {ending}")
-        result.failed[next(iter(waiting))] = f"its compilation ended the loader's child: {ending}"
+        result.failed[next(iter(waiting))] = f"the compiler gave up: {ending}"
         waiting.pop(next(iter(waiting)))
 
 
 def _one_child(sources: list[Source], enums: Sequence[str], python: str, result: Result) -> str:
     """Run a child over ``sources``; "" when it came to its end, else how it died."""
     ours, theirs = socket.socketpair()
-    with ours:
+    with ours, tempfile.TemporaryFile() as said:
         with theirs:
-            child = _start(python, theirs)
+            child = _start(python, theirs, said)
         ours.settimeout(PATIENCE)
         try:
             _ask(ours, sources, enums)
-            while (message := loader_wire.receive(ours)) is not None:
-                if "fatal" in message[0]:
-                    raise BpfleetError(message[0]["fatal"])
-                if "enums" in message[0]:
-                    result.enums = {
-                        name: _by_value(name, table) for name, table in message[0]["enums"].items()
-                    }
-                    return ""
-                _take(message, {each.name: each for each in sources}, result)
+            if _answers(ours, {each.name: each for each in sources}, result):
+                return ""
         except (TimeoutError, ConnectionError) as error:
             child.kill()
             return f"{type(error).__name__} while waiting for it"
         finally:
             ours.close()
             status = child.wait()
-    return signal.Signals(-status).name if status < 0 else f"exit code {status}"
+        said.seek(0)
+        words = loader_wire.first_error(said.read().decode(errors="replace"))
+    return words or (signal.Signals(-status).name if status < 0 else f"exit code {status}")
 
 
-def _start(python: str, channel: socket.socket) -> "subprocess.Popen[bytes]":
+def _answers(channel: socket.socket, sources: dict[str, Source], result: Result) -> bool:
+    """Take what the child sends; True when it said that this was all."""
+    while (message := loader_wire.receive(channel)) is not None:
+        answer, fds = message
+        if "fatal" in answer:
+            raise BpfleetError(answer["fatal"])
+        if "enums" in answer:
+            result.enums = {name: _by_value(name, table) for name, table in answer["enums"].items()}
+            return True
+        _take(answer, fds, sources, result)
+    return False
+
+
+def _start(python: str, channel: socket.socket, said: IO[bytes]) -> "subprocess.Popen[bytes]":
     command = [python, "-I", "-B", str(CHILD), str(channel.fileno())]
     try:
-        return subprocess.Popen(command, pass_fds=[channel.fileno()], stdin=subprocess.DEVNULL)
+        return subprocess.Popen(command, pass_fds=[channel.fileno()], stdin=subprocess.DEVNULL, stderr=said)
     except OSError as error:
-        raise BpfleetError(
-            f"cannot run {python}: {error.strerror}; install python3 and python3-bpfcc"
-        ) from None
+        why = error.strerror or "unknown error"
+        raise BpfleetError(f"cannot run {python}: {why}; install python3 and python3-bpfcc") from None
 
 
 def _ask(channel: socket.socket, sources: list[Source], enums: Sequence[str]) -> None:
@@ -193,9 +201,8 @@ def _ask(channel: socket.socket, sources: list[Source], enums: Sequence[str]) ->
     loader_wire.send(channel, {"sources": requests, "enums": list(enums)}, fds)
 
 
-def _take(message: tuple[dict[str, Any], list[int]], sources: dict[str, Source], result: Result) -> None:
+def _take(answer: dict[str, Any], fds: list[int], sources: dict[str, Source], result: Result) -> None:
     """Turn one answer into :class:`Loaded` or a reason."""
-    answer, fds = message
     name = answer["name"]
     if answer["error"]:
         result.failed[name] = answer["error"]

@@ -11,7 +11,6 @@ import os
 import resource
 import socket
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +37,23 @@ LOAD_64, MOVE_32 = 0x18, 0xB7
 
 
 class Module:
-    """A compiled source. Raises :class:`BpfleetError` with the compiler's first error."""
+    """A compiled source. Raises :class:`BpfleetError` with the compiler's first error.
+
+    The compiler library writes to standard error, which is a file of the parent's: should the library abort,
+    the parent still finds there why.
+    """
 
     def __init__(self, text: str) -> None:
         import bcc
 
-        with tempfile.TemporaryFile() as said:
-            stderr = os.dup(2)
-            os.dup2(said.fileno(), 2)  # the compiler's words come from C++
-            try:
-                flags = ["-w", f"-I{source.ROOT}"]
-                self._bcc = bcc.BPF(text=text.encode(), cflags=flags, allow_rlimit=False)
-            except Exception as error:
-                said.seek(0)
-                raise BpfleetError(_first_error(said.read().decode(errors="replace"), error)) from None
-            finally:
-                os.dup2(stderr, 2)
-                os.close(stderr)
+        os.ftruncate(2, 0)
+        os.lseek(2, 0, os.SEEK_SET)
+        try:
+            flags = ["-w", f"-I{source.ROOT}"]
+            self._bcc = bcc.BPF(text=text.encode(), cflags=flags, allow_rlimit=False)
+        except Exception as error:
+            said = os.pread(2, 1 << 20, 0).decode(errors="replace")
+            raise BpfleetError(loader_wire.first_error(said) or str(error)) from None
 
     def code(self, function: str) -> bytes:
         """Instructions of a function."""
@@ -69,13 +68,6 @@ class Module:
         if code[0] == MOVE_32 and low < 1 << 31:
             return low
         raise BpfleetError(f"the compiler made no constant of {function}")
-
-
-def _first_error(said: str, error: Exception) -> str:
-    for line in said.splitlines():
-        if "error:" in line:
-            return line.strip()
-    return " ".join((said or str(error)).split()) or "the compiler failed"
 
 
 def answers(module: Module, number: int) -> tuple[int, int, int, int, int]:

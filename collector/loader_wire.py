@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import struct
 from typing import Any
@@ -27,6 +28,14 @@ def receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
             os.close(fd)
         return None
     return json.loads(text), fds
+
+
+def first_error(said: str) -> str:
+    """The line in which a compiler (or a Python traceback) says what is wrong; "" if there is none."""
+    for line in said.splitlines():
+        if re.search(r"error:|Error at line|LLVM ERROR|Error: ", line):
+            return line.strip()
+    return ""
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes | None:
