@@ -14,7 +14,7 @@ from schemas.columns import InvalidBatch
 from schemas.config import Config, kafka_options
 from schemas.errors import UsageError
 from schemas.rows import avro_rows, json_rows
-from schemas.topics import STREAM_TOPIC, Catalog, read_catalog, topic
+from schemas.topics import Catalog, read_catalog, stream_of, topic
 
 EXAMPLES = """\b
 Examples:
@@ -26,8 +26,7 @@ Examples:
 
 def stream_name(text: str) -> str:
     """``tcp_flow`` or ``bpfleet.tcp_flow.v1`` → ``tcp_flow``."""
-    match = STREAM_TOPIC.fullmatch(text)
-    return match[1] if match else text
+    return stream_of(text) or text
 
 
 def _batches(

@@ -1,5 +1,6 @@
 """The live view of ``bpfleet run``: rates, delays, losses, what the collector costs, and real questions."""
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -54,22 +55,34 @@ QUESTIONS = (
 
 @dataclass
 class Process:
-    """CPU and memory of a process, from /proc."""
+    """CPU and memory of a process and its children (the broker's Java is one), from /proc."""
 
     pid: int
     last: tuple[float, float] = (0.0, 0.0)  # (time, CPU seconds) of the previous look
 
     def look(self) -> tuple[float, float]:
         """Share of one core since the last look, resident MB; zeros when it is gone."""
-        try:
-            text = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0, 0.0
-        used = (int(text[11]) + int(text[12])) / os.sysconf("SC_CLK_TCK")
-        now, (then, before) = time.monotonic(), self.last
+        ticks, pages = 0, 0
+        for pid in _family(self.pid):
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(text[11]) + int(text[12])
+                pages += int(text[21])
+        used, now = ticks / os.sysconf("SC_CLK_TCK"), time.monotonic()
+        then, before = self.last
         self.last = (now, used)
-        share = (used - before) / (now - then) if then else 0.0
-        return share, int(text[21]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        share = max(0.0, used - before) / (now - then) if then else 0.0
+        return share, pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += [int(each) for each in children.read_text().split()]
+    return found
 
 
 @dataclass(frozen=True)
