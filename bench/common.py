@@ -46,7 +46,7 @@ class Times:
 
 
 def in_turns(jobs: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, Times]:
-    """Run every job once a round, so that what disturbs the machine disturbs all; the first round warms up."""
+    """Run every job once a round, so that a disturbance hits all; the first round warms up."""
     for job in jobs.values():
         job()
     measured: dict[str, list[float]] = {name: [] for name in jobs}
