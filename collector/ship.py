@@ -82,6 +82,7 @@ class Shipper:
         self._producer: Any = None
         self._fatal = ""
         self._disk_full = False
+        self._handed: dict[tuple[str, bytes], int] = {}  # (stream, boot) → the number to come
         spool.on_shed = self._on_shed
 
     # ── In ───────────────────────────────────────────────────────────────────────────────────────
@@ -131,13 +132,12 @@ class Shipper:
             self.streams.setdefault(label.stream, Shipped()).shed += label.rows
             self._lose(label, Reason.SHED)
 
-    def _lose(self, label: Label, reason: Reason, *, is_open: bool = False) -> None:
-        loss = Loss(
-            reason, label.stream, label.boot.hex(), label.seq, label.seq, label.rows, now_us(), is_open
-        )
+    def _lose(self, label: Label, reason: Reason, *, last: int | None = None, is_open: bool = False) -> None:
+        last = label.seq if last is None else last
+        loss = Loss(reason, label.stream, label.boot.hex(), label.seq, last, label.rows, now_us(), is_open)
         self._losses.add(loss)
         if label.boot == self._boot:
-            self._sequences.declared(label.stream, label.seq, label.seq)
+            self._sequences.declared(label.stream, label.seq, last)
 
     # ── Out ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,6 +188,7 @@ class Shipper:
             self._producer = self._make_producer()
         self._token += 1
         label, size = record.label, len(record.message)
+        self._check_gap(label)
         self._flying[self._token] = _Flight(label, size, time.monotonic())
         self._flying_bytes += size
         try:
@@ -198,6 +199,14 @@ class Shipper:
         except (KafkaException, BufferError) as error:
             self._land(self._token)
             self._refuse(label, str(error))
+
+    def _check_gap(self, label: Label) -> None:
+        """What a damaged spool did not give back is missing between two batches of a stream."""
+        key = (label.stream, label.boot)
+        wanted = self._handed.get(key, label.seq)
+        if self.spool.damaged and label.seq > wanted:
+            self._lose(label._replace(seq=wanted, rows=0), Reason.BROKEN, last=label.seq - 1)
+        self._handed[key] = label.seq + 1
 
     def _make_producer(self) -> Any:
         from confluent_kafka import Producer

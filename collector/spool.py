@@ -113,6 +113,7 @@ class Spool:
         numbers = sorted(int(each.stem) for each in directory.glob("*.spool"))
         self._segments = [_Segment(directory, number) for number in numbers]
         self.count = 0
+        self.damaged = 0  # segments that ended early: the disk gave back other bytes than it got
         self._recover()
 
     def _recover(self) -> None:
@@ -182,6 +183,7 @@ class Spool:
                 self._set_cursor(head.number, found[1])
                 self.count -= 1
                 return found[0]
+            self.damaged += (offset if head.number == number else 0) < head.size
             self._set_cursor(head.number + 1, 0)
             self._segments.pop(0).close(remove=True)
             self._sealed = not self._segments or self._sealed

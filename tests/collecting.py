@@ -55,11 +55,12 @@ def read_topic(servers: str, stream: str, host: str = "") -> list[wire.Batch]:
         while parts:
             message = consumer.poll(20)
             assert message is not None, f"{topic}: Kafka is silent"
-            if message.error() is not None:
-                assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+            error = message.error()
+            if error is not None:
+                assert error.code() == KafkaError._PARTITION_EOF, error
                 parts.discard(message.partition())
             elif not host or message.key() == host.encode():
-                found.append(decode(message.value()))
+                found.append(decode(message.value() or b""))
     finally:
         consumer.close()
     return found
@@ -105,7 +106,8 @@ class CollectorProcess:
         self.config = directory / "bpfleet.yaml"
         self.process: subprocess.Popen[bytes] | None = None
         settings = {"metrics_port": 0, "spool_mb": 16, **collector}
-        tree = {"host": host, "state_dir": str(directory), "kafka": {"servers": servers}, "collector": settings}
+        tree: dict[str, Any] = {"host": host, "state_dir": str(directory), "collector": settings}
+        tree["kafka"] = {"servers": servers}
         self.config.write_text(yaml.safe_dump(tree))
 
     def start(self, *arguments: str, wait: bool = True) -> "subprocess.Popen[bytes]":
