@@ -78,7 +78,7 @@ def packing_name(field: Field) -> str:
     """Which packing a declared field travels in."""
     if field.avro_kind == "string":
         return "dictionary"
-    if field.decode in ("ktime", "now"):
+    if field.is_time:
         return "i64_delta"
     if field.c is None:
         return HOST_MADE[field.avro_kind] if field.avro_kind != "fixed" else f"u8x{field.avro['size']}"

@@ -80,7 +80,7 @@ class Field:
     def is_time(self) -> bool:
         """Whether its values are µs since 1970."""
         logical = self.avro.get("logicalType") if isinstance(self.avro, dict) else None
-        return self.decode in ("ktime", "now") or logical == "timestamp-micros"
+        return self.name == "ts" or self.decode in ("ktime", "now") or logical == "timestamp-micros"
 
 
 @dataclass(frozen=True, eq=False)
