@@ -102,15 +102,11 @@ class Attached:
 
 
 def chosen(probes: Mapping[str, Probe], patterns: Iterable[str]) -> list[Probe]:
-    """The probes that have a kernel side and that the patterns name; ``!name`` leaves one out.
+    """The probes that have a program, ``bpf/<probe>.bpf.c``, and that are named; ``!name`` leaves one out.
 
-    Raises :class:`UsageError` for a pattern that names nothing.
+    Streams without one are filled by another part (the filter, the balancer). Raises :class:`UsageError` for a pattern that names nothing.
     """
-    kernel = {
-        name: probe
-        for name, probe in probes.items()
-        if any(stream.source != "host" for stream in probe.streams)
-    }
+    kernel = {name: probe for name, probe in probes.items() if (loader.ROOT / f"{name}.bpf.c").exists()}
     names: set[str] = set()
     for pattern in patterns:
         matching = set(fnmatch.filter(kernel, pattern.removeprefix("!")))
