@@ -104,7 +104,8 @@ class Attached:
 def chosen(probes: Mapping[str, Probe], patterns: Iterable[str]) -> list[Probe]:
     """The probes that have a program, ``bpf/<probe>.bpf.c``, and that are named; ``!name`` leaves one out.
 
-    Streams without one are filled by another part (the filter, the balancer). Raises :class:`UsageError` for a pattern that names nothing.
+    Streams without one are filled by another part (the filter, the balancer). Raises :class:`UsageError`
+    for a pattern that names nothing.
     """
     kernel = {name: probe for name, probe in probes.items() if (loader.ROOT / f"{name}.bpf.c").exists()}
     names: set[str] = set()
