@@ -9,7 +9,7 @@ import click
 
 from schemas.config import Config, kafka_options
 from schemas.errors import BpfleetError
-from schemas.topics import STREAM_TOPIC, unreachable
+from schemas.topics import stream_of, unreachable
 
 LAG_SHOWN = 20
 EXAMPLES = """\b
@@ -58,7 +58,7 @@ def _kafka(config: Config, seen: dict[str, Any]) -> str:
         places = [
             TopicPartition(name, number)
             for name, topic in topics.items()
-            if STREAM_TOPIC.fullmatch(name)
+            if stream_of(name)
             for number in topic.partitions
         ]
         for place in consumer.committed(places, timeout=5) if places else []:

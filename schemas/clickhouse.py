@@ -1,5 +1,6 @@
 """The way to ClickHouse (or the embedded store), for the operator's side and the sink alike."""
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,6 +52,5 @@ def explain(error: Exception, config: Clickhouse) -> BpfleetError:
         return BpfleetError(
             f"ClickHouse at {config.url} refuses user {config.user}; check clickhouse.password_file"
         )
-    for prefix in ("HTTPDriver for ", "Received ClickHouse exception, code: "):
-        text = text.replace(prefix, "")
-    return BpfleetError(text[:600])
+    told = re.search(r"DB::Exception: (.*?)(?: \(version [^)]*\))?(?: \(for url [^)]*\))?$", text)
+    return BpfleetError(f"ClickHouse: {(told[1] if told else text)[:600]}")
