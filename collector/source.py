@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from collector.bpf_map import possible_cpus
 from collector.btf import Btf, MissingError
 from collector.btf_c import Wanted, struct_text
 from schemas.errors import BpfleetError
@@ -97,6 +98,7 @@ def prelude(needs: Needs, btf: Btf, header: str = "") -> str:
         if hook.kind in ("tp_btf", "raw_tp"):
             btf.tracepoint_id(hook.target)
     lines = [f"#define MAP_NUMBER_{name} {number}" for number, name in enumerate(all_maps(needs, header))]
+    lines.append(f"#define POSSIBLE_CPUS {possible_cpus()}")
     lines += [f"#define SETTING_{name} {number}" for number, name in enumerate(needs.settings)]
     lines += [f"#define {value} {btf.enum(enum)[value]}" for enum, value in _present(needs, btf)]
     for (tracepoint, name), optional in needs.arguments.items():

@@ -9,10 +9,11 @@
  *   KERNEL_STRUCT(task_struct, pid, sched_info.run_delay, ?__state)
  *                                             struct task_struct with these members, at the offsets and of the
  *                                             types that the running kernel has; ? marks one it may lack
- *   HAS(task_struct, __state)                 1 or 0: whether an optional member is there
+ *   HAS(task_struct, __state)                 1 or 0: whether an optional member is there (a.b is written a__b)
  *   ARG(kfree_skb, reason)                    the argument of that name of a raw tracepoint, from ctx
  *   HAS_ARG(kfree_skb, rx_sk)                 whether it is there; makes it optional
  *   KERNEL_ENUM(skb_drop_reason, SKB_CONSUMED)    defines that constant with the running kernel's value
+ *   POSSIBLE_CPUS                             how many CPUs this host may have
  *   SETTING(slow_io_us, 20000)                a number that can be set while the probe runs; setting(slow_io_us)
  */
 #pragma once

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* TCP sockets at their close. All figures are the kernel's own, read from the socket; what it does not keep (when
+ * it was opened, by whom) is remembered by socket from connect() or the handshake on.
+ */
+#include "common/net.h"
+#include "common/task.h"
+
+KERNEL_STRUCT(sock, __sk_common.skc_family, __sk_common.skc_rcv_saddr, __sk_common.skc_daddr,
+	      __sk_common.skc_v6_rcv_saddr, __sk_common.skc_v6_daddr, __sk_common.skc_dport, sk_err,
+	      ?sk_cgrp_data.cgroup)
+KERNEL_STRUCT(tcp_sock, inet_conn.icsk_inet.inet_sport, bytes_sent, bytes_retrans, bytes_received, total_retrans,
+	      srtt_us)
+KERNEL_ENUM(TCP_ESTABLISHED, TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_CLOSE, TCP_CLOSE_WAIT,
+	    TCP_LAST_ACK, TCP_LISTEN)
+
+enum direction { UNKNOWN, CONNECTED, ACCEPTED };
+enum ended { FIN, RESET_BY_PEER, RESET_BY_US, TIMEOUT, REFUSED, UNREACHABLE, FAILED };
+enum { BROKEN_PIPE = 32, NET_UNREACHABLE = 101, ABORTED = 103, RESET = 104, TIMED_OUT = 110, CONNECTION_REFUSED = 111,
+       HOST_UNREACHABLE = 113 }; /* errno, the same on every architecture bpfleet runs on */
+
+struct opening {
+	u64 at; /* 0: before the probe was attached */
+	u32 pid;
+	u32 direction;
+	char comm[16];
+};
+MAP_FLAGS(HASH, tcp_flow_open, u64, struct opening, 262144, NO_PREALLOC)
+
+static __always_inline void name_owner(struct opening *opening)
+{
+	opening->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(opening->comm, sizeof(opening->comm));
+}
+
+static __always_inline enum ended how_it_ended(s32 error, s32 state)
+{
+	switch (error) {
+	case 0:
+		return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT || state == TCP_SYN_RECV ? RESET_BY_US :
+		       state == TCP_SYN_SENT						    ? FAILED :
+												      FIN;
+	case RESET:
+	case BROKEN_PIPE:
+		return RESET_BY_PEER;
+	case ABORTED:
+		return RESET_BY_US;
+	case TIMED_OUT:
+		return TIMEOUT;
+	case CONNECTION_REFUSED:
+		return REFUSED;
+	case NET_UNREACHABLE:
+	case HOST_UNREACHABLE:
+		return UNREACHABLE;
+	default:
+		return FAILED;
+	}
+}
+
+static __always_inline u64 cgroup_of_socket(struct sock *sock)
+{
+#if HAS(sock, sk_cgrp_data__cgroup)
+	return sock->sk_cgrp_data.cgroup->kn->id;
+#else
+	return 0;
+#endif
+}
+
+static __always_inline void addresses(struct tcp_flow_event *event, struct sock *sock)
+{
+	if (sock->__sk_common.skc_family == IPV6) {
+		bpf_probe_read_kernel(event->local_address, 16, sock->__sk_common.skc_v6_rcv_saddr);
+		bpf_probe_read_kernel(event->remote_address, 16, sock->__sk_common.skc_v6_daddr);
+		return;
+	}
+	u32 local = sock->__sk_common.skc_rcv_saddr, remote = sock->__sk_common.skc_daddr;
+	map_ipv4(event->local_address, &local);
+	map_ipv4(event->remote_address, &remote);
+}
+
+static __always_inline void closed(struct sock *sock, struct tcp_sock *tcp, s32 state)
+{
+	struct tcp_flow_event *event = tcp_flow_reserve();
+	if (!event)
+		return;
+	u64 address = (u64)sock;
+	struct opening none = {};
+	struct opening *opening = bpf_map_lookup_elem(map(tcp_flow_open), &address);
+	if (!opening)
+		opening = &none;
+	event->ts = bpf_ktime_get_ns();
+	event->duration_us = opening->at ? (event->ts - opening->at) / 1000 : -1;
+	addresses(event, sock);
+	event->local_port = from_wire16(tcp->inet_conn.icsk_inet.inet_sport);
+	event->remote_port = from_wire16(sock->__sk_common.skc_dport);
+	event->direction = opening->direction;
+	event->ended = how_it_ended(sock->sk_err, state);
+	event->state = state;
+	event->bytes_sent = tcp->bytes_sent - tcp->bytes_retrans;
+	event->bytes_received = tcp->bytes_received;
+	event->retransmits = tcp->total_retrans;
+	event->srtt_us = tcp->srtt_us >> 3;
+	if (!opening->pid && event->ended == RESET_BY_US)
+		name_owner(opening); /* close() with unread data: the owner runs */
+	event->pid = opening->pid;
+	__builtin_memcpy(event->comm, opening->comm, sizeof(event->comm));
+	event->cgroup = cgroup_of_socket(sock);
+	tcp_flow_submit(event);
+}
+
+static __always_inline void opened(u64 address, enum direction direction)
+{
+	struct opening opening = {.at = bpf_ktime_get_ns(), .direction = direction};
+	if (direction == CONNECTED)
+		name_owner(&opening); /* accepted ones are set up while any task may be running */
+	bpf_map_update_elem(map(tcp_flow_open), &address, &opening, ANY);
+}
+
+/* The owner shuts its side down: the moment at which an accepted socket's process is known. */
+static __always_inline void closing(u64 address)
+{
+	struct opening *opening = bpf_map_lookup_elem(map(tcp_flow_open), &address);
+	struct opening late = {};
+	if (!opening) {
+		name_owner(&late);
+		bpf_map_update_elem(map(tcp_flow_open), &address, &late, ANY);
+	} else if (!opening->pid) {
+		name_owner(opening);
+	}
+}
+
+TP_BTF(inet_sock_set_state)
+{
+	struct sock *sock = (void *)ARG(inet_sock_set_state, sk);
+	s32 before = ARG(inet_sock_set_state, oldstate), after = ARG(inet_sock_set_state, newstate);
+	u64 address = (u64)sock;
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sock);
+	if (!tcp || before == TCP_LISTEN)
+		return 0; /* DCCP and SCTP pass here too */
+	if (after == TCP_SYN_SENT) {
+		opened(address, CONNECTED);
+	} else if (after == TCP_ESTABLISHED && before == TCP_SYN_RECV) {
+		opened(address, ACCEPTED);
+	} else if (after == TCP_FIN_WAIT1 || after == TCP_LAST_ACK) {
+		closing(address);
+	} else if (after == TCP_CLOSE) {
+		closed(sock, tcp, before);
+		bpf_map_delete_elem(map(tcp_flow_open), &address);
+	}
+	return 0;
+}
