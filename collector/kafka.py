@@ -12,14 +12,13 @@ from typing import Any
 
 from collector.losses import Loss
 from schemas import topics, wire
+from schemas.admin import PATIENCE, QUIET, prepare
 from schemas.columns import InvalidBatch
 from schemas.config import Config, kafka_options
 from schemas.declare import Stream
 from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
-HOUR_MS = 3_600_000
-PATIENCE = 10.0  # seconds for one answer
 LOOK_BACK_MS = 60_000  # clocks of host and broker may differ
 
 
@@ -40,78 +39,6 @@ class Found:
             else:
                 ranges.append(replace(self.loss, first=number, last=number, open=False))
         return ranges
-
-
-def _quiet(_: Any) -> None:
-    pass
-
-
-QUIET: dict[str, Any] = {"error_cb": _quiet, "log_level": 0}  # their errors come back from their calls too
-
-
-def prepare(config: Config, streams: Iterable[Stream]) -> None:
-    """Make the topics that are missing and publish the schemas. Raises :class:`BpfleetError`."""
-    from confluent_kafka import KafkaException
-
-    options = kafka_options(config.kafka)
-    streams = list(streams)
-    try:
-        _make_topics(options, config, streams)
-        _publish(options, streams)
-    except KafkaException as error:
-        raise topics.unreachable(options, error) from None
-
-
-def _make_topics(options: dict[str, Any], config: Config, streams: list[Stream]) -> None:
-    from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
-
-    admin = AdminClient({**options, **QUIET})
-    there = admin.list_topics(timeout=PATIENCE).topics
-    settings = {
-        "retention.ms": str(config.kafka.retention_hours * HOUR_MS),
-        "compression.type": "zstd",
-    }
-    wanted = [
-        NewTopic(topics.topic(each.name), config.kafka.partitions, config.kafka.replication, config=settings)
-        for each in streams
-    ]
-    wanted.append(NewTopic(topics.SCHEMAS, 1, config.kafka.replication, config={"cleanup.policy": "compact"}))
-    missing = [each for each in wanted if each.topic not in there]
-    if not missing:
-        return
-    for name, future in admin.create_topics(missing, operation_timeout=PATIENCE).items():
-        _created(name, future)
-
-
-def _created(name: str, future: Any) -> None:
-    from confluent_kafka import KafkaError, KafkaException
-
-    try:
-        future.result(PATIENCE)
-    except KafkaException as error:
-        fault = error.args[0]
-        if fault.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise BpfleetError(
-                f"cannot create topic {name}: {fault.str()}; create it, or allow this user to"
-            ) from None
-
-
-def _publish(options: dict[str, Any], streams: list[Stream]) -> None:
-    from confluent_kafka import Producer
-
-    failed: list[str] = []
-
-    def heard(error: Any, _: Any) -> None:
-        if error is not None:
-            failed.append(error.str())
-
-    producer = Producer({**options, "enable.idempotence": True, "message.timeout.ms": int(PATIENCE * 1000),
-                         **QUIET})  # fmt: skip
-    for stream in streams:
-        key, value = topics.schema_record(stream)
-        producer.produce(topics.SCHEMAS, value, key, on_delivery=heard)
-    if producer.flush(PATIENCE) or failed:
-        raise BpfleetError(f"cannot publish schemas to {topics.SCHEMAS}: {', '.join(failed) or 'no answer'}")
 
 
 def look_up(config: Config, host: str, losses: list[Loss]) -> list[Found]:

@@ -109,9 +109,26 @@ class Collector(Struct, forbid_unknown_fields=True):
         int, Meta(description="dropped packets shipped one by one; all are counted", ge=1)
     ] = 1_000
     labels: Annotated[dict[str, str], Meta(description="of this host, for scopes and dashboards")] = {}
+    trusted_keys: Annotated[
+        list[str],
+        Meta(description="whose desired state is believed: `ed25519:… name`, or files of such lines"),
+    ] = field(default_factory=list)
+    signed_kinds: Annotated[
+        list[str], Meta(description="kinds of desired state that need a signature, once a key is trusted")
+    ] = field(default_factory=lambda: ["filter", "lb"])
+    desired_dir: Annotated[
+        str, Meta(description="file or directory of desired state of this host's own, YAML or JSON")
+    ] = ""
     metrics_port: Annotated[
         int, Meta(description="Prometheus metrics on loopback; 0 picks a free one", ge=0, le=65535)
     ] = 9435
+
+
+class Operator(Struct, forbid_unknown_fields=True):
+    """Who publishes desired state from here."""
+
+    author: Annotated[str, Meta(description="named in what is published; default: user@host")] = ""
+    key_file: Annotated[str, Meta(description="private key of `bpfleet key new` that signs it")] = ""
 
 
 class Config(Struct, forbid_unknown_fields=True):
@@ -128,6 +145,7 @@ class Config(Struct, forbid_unknown_fields=True):
     store: Store = field(default_factory=Store)
     sink: Sink = field(default_factory=Sink)
     collector: Collector = field(default_factory=Collector)
+    operator: Operator = field(default_factory=Operator)
 
 
 class Setting(NamedTuple):

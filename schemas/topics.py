@@ -15,11 +15,21 @@ SCHEMAS = "bpfleet.schemas.v1"
 DEAD = "bpfleet.dead.v1"
 DESIRED = "bpfleet.desired.v1"
 STREAM_TOPIC = re.compile(r"bpfleet\.([a-z][a-z0-9_]*)\.v1")
+# The audit trail of desired state is the stream `desired`; the state itself has the topic of that name.
+AUDIT = "bpfleet.desired_audit.v1"
 
 
 def topic(stream: str) -> str:
     """Where a stream's batches travel."""
-    return f"bpfleet.{stream}.v1"
+    return AUDIT if stream == "desired" else f"bpfleet.{stream}.v1"
+
+
+def stream_of(name: str) -> str | None:
+    """Which stream travels on the topic of that name; None when no stream does."""
+    if name in (SCHEMAS, DEAD, DESIRED):
+        return None
+    match = STREAM_TOPIC.fullmatch(name)
+    return "desired" if name == AUDIT else match[1] if match else None
 
 
 def schema_record(stream: Stream) -> tuple[bytes, bytes]:
