@@ -110,7 +110,8 @@ class Inserter:
             except ServerTrouble as error:
                 doubtful = True  # it may have happened all the same
                 self._metrics.retries.inc()
-                log.warning("insert into %s failed, will try again: %s", table.stream, error)
+                if pause in (FIRST_PAUSE, LONGEST_PAUSE):  # the first, and then not too often
+                    log.warning("insert into %s failed, will try again: %s", table.stream, error)
                 if error.code in UNKNOWN_TABLE:
                     self._renew(parts[0][1].schema)
             flight.abandoned.wait(pause * random.uniform(0.5, 1.0))

@@ -1,5 +1,6 @@
 """Rows into ClickHouse: one Native block an insert, with a token that makes a second attempt a no-op."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +105,7 @@ def _sort_out(error: Exception) -> Exception:
     """The driver's exception as one of ours; what is no server's error at all passes through."""
     if not isinstance(error, ClickHouseError | OSError):
         return error
-    text = " ".join(str(error).split())[:500]
+    text = " ".join(str(error).split())
+    text = re.sub(r" with url: .*?\(Caused by ", " (", text)[:500]
     code = getattr(error, "code", None)
     return Rejected(text) if code in DATA_ERRORS else ServerTrouble(text, code)

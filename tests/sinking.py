@@ -1,4 +1,4 @@
-"""What the sink's tests share: a stream, batches of numbered rows, sinks as processes, and questions in SQL."""
+"""What the sink's tests share: a stream, numbered rows, sinks as processes, questions in SQL."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import yaml
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
-
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from conftest import free_port
+
 from schemas import declare, topics, wire
 from schemas.clickhouse import connect
 from schemas.columns import Dictionary
