@@ -1,9 +1,9 @@
 """Structs, constants and reasons of the balancer, read from its C headers: nothing is written twice.
 
-    VIP_KEY, VIP, BACKEND …   numpy dtypes of ``struct lb_…`` as the compiler lays them out
-    CONSTANTS["RING_SLOTS"]   the ``#define LB_…`` numbers
-    FLAGS["VIP_QUIC"]         the enums of flags
-    REASONS[3]                Reason(number, name, verdict, text)
+VIP_KEY, VIP, BACKEND …   numpy dtypes of ``struct lb_…`` as the compiler lays them out
+CONSTANTS["RING_SLOTS"]   the ``#define LB_…`` numbers
+FLAGS["VIP_QUIC"]         the enums of flags
+REASONS[3]                Reason(number, name, verdict, text)
 """
 
 import re
