@@ -6,12 +6,13 @@
 #include "common/task.h"
 
 KERNEL_STRUCT(sock, __sk_common.skc_family, __sk_common.skc_rcv_saddr, __sk_common.skc_daddr,
-	      __sk_common.skc_v6_rcv_saddr, __sk_common.skc_v6_daddr, __sk_common.skc_dport, sk_err,
-	      ?sk_cgrp_data.cgroup)
+	      __sk_common.skc_v6_rcv_saddr, __sk_common.skc_v6_daddr, __sk_common.skc_dport, __sk_common.skc_flags,
+	      sk_err, ?sk_cgrp_data.cgroup)
 KERNEL_STRUCT(tcp_sock, inet_conn.icsk_inet.inet_sport, bytes_sent, bytes_retrans, bytes_received, total_retrans,
 	      srtt_us)
 KERNEL_ENUM(TCP_ESTABLISHED, TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_CLOSE, TCP_CLOSE_WAIT,
 	    TCP_LAST_ACK, TCP_LISTEN)
+KERNEL_ENUM(sock_flags, SOCK_DONE)
 
 enum direction { UNKNOWN, CONNECTED, ACCEPTED };
 enum ended { FIN, RESET_BY_PEER, RESET_BY_US, TIMEOUT, REFUSED, UNREACHABLE, FAILED };
@@ -96,7 +97,8 @@ static __always_inline void closed(struct sock *sock, struct tcp_sock *tcp, s32 
 	event->ended = how_it_ended(sock->sk_err, state);
 	event->state = state;
 	event->bytes_sent = tcp->bytes_sent - tcp->bytes_retrans;
-	event->bytes_received = tcp->bytes_received;
+	/* The kernel counts a FIN as a byte received, and marks the socket when it came. */
+	event->bytes_received = tcp->bytes_received - (sock->__sk_common.skc_flags >> SOCK_DONE & 1);
 	event->retransmits = tcp->total_retrans;
 	event->srtt_us = tcp->srtt_us >> 3;
 	if (!opening->pid && event->ended == RESET_BY_US)
