@@ -35,20 +35,21 @@ QUESTIONS = (
         "Which disks are slow?",
         "block_io",
         "SELECT device, operation, sum(count) AS requests,\n"
-        "       round(sum(sum_ns) / sum(count) / 1e6, 2) AS mean_ms\n"
+        "       round(sum(latency_ns) / sum(count) / 1e6, 2) AS mean_ms\n"
         "FROM block_io WHERE ts > now() - 300 GROUP BY device, operation ORDER BY mean_ms DESC LIMIT 5",
     ),
     Question(
         "Which processes talk to whom?",
         "tcp_flow",
-        "SELECT comm, remote_addr, remote_port, count() AS flows, sum(bytes_sent + bytes_received) AS bytes\n"
+        "SELECT comm, remote_address, remote_port, count() AS flows,\n"
+        "       sum(bytes_sent + bytes_received) AS bytes\n"
         "FROM tcp_flow WHERE ts > now() - 300 GROUP BY ALL ORDER BY flows DESC LIMIT 5",
     ),
     Question(
         "Why does the kernel drop packets, and where?",
         "packet_drop",
-        "SELECT reason, location, count() AS sampled FROM packet_drop\n"
-        "WHERE ts > now() - 300 GROUP BY reason, location ORDER BY sampled DESC LIMIT 5",
+        "SELECT reason, location, sum(weight) AS packets FROM packet_drop\n"
+        "WHERE ts > now() - 300 GROUP BY reason, location ORDER BY packets DESC LIMIT 5",
     ),
 )
 
