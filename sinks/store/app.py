@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import socket
 import threading
@@ -125,11 +126,16 @@ class Queries:
             start = len(_characters(text, parsed.data))
             return insert.run(connection, asked, parsed, text[start:], wire, self.server)
         plan = connection.raw.classify_query(parsed.text)
+        if plan["statement_count"] == 0:
+            raise StoreError(SYNTAX_ERROR, "Empty query")
         if plan["statement_count"] > 1:
             raise StoreError(SYNTAX_ERROR, "Syntax error (Multi-statements are not allowed)")
-        lasting = plan["query_class"].name == "CONTROL"
-        if asked.read_only and plan["query_class"].name != "READ_ONLY" and parsed.kind not in ("SET", "USE"):
-            raise StoreError(READONLY, f"{self._user}: Cannot execute query in readonly mode")
+        effect = plan["query_class"].name
+        lasting = effect == "CONTROL"
+        if effect != "READ_ONLY":
+            if asked.read_only and parsed.kind not in ("SET", "USE"):
+                raise StoreError(READONLY, f"{self._user}: Cannot execute query in readonly mode")
+            parsed = dataclasses.replace(parsed, streams=False)
         if lasting:
             connection.prepare("", {})
         answer = select.run(connection, asked, parsed, wire, self.server)

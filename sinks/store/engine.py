@@ -35,18 +35,17 @@ class Engine:
                 f"cannot write {self.directory}: {error.strerror}; check its owner or set state_dir"
             ) from None
         self._path = f"{self.directory / 'data'}?config-file={config}"
-        self._first = self.connect()  # the engine lives as long as one connection does
+        kept = (self.directory / "data" / "metadata" / "default.sql").exists()
+        self._first = self._open("upkeep")  # the engine lives as long as one connection does
+        _plain_default_database(self._first, kept)
         self.version, self.timezone = self._first.row("SELECT version(), timezone()")
-        _plain_default_database(self._first)
 
     def connect(self) -> Connection:
-        """A connection of its own: settings, database and temporary tables are nobody else's."""
+        """A client's connection: settings, database and temporary tables are nobody else's."""
         self._next += 1
-        try:
-            return Connection(_raw(self._path), f"bpfleet-{self._next}")
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise BpfleetError(f"cannot open the store in {self.directory}: {reason}") from None
+        connection = self._open(f"bpfleet-{self._next}")
+        connection.run(f"SET ROLE {engine_config.CLIENT_ROLE}")
+        return connection
 
     def borrow(self) -> Connection:
         """A connection for one request; give it back with :meth:`give_back`."""
@@ -67,6 +66,13 @@ class Engine:
         assert self._first
         with self._first.busy:
             self._first.run(f"KILL QUERY WHERE Settings['log_comment'] = '{connection.tag}' ASYNC")
+
+    def _open(self, tag: str) -> Connection:
+        try:
+            return Connection(_raw(self._path), tag)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise BpfleetError(f"cannot open the store in {self.directory}: {reason}") from None
 
     def stop(self) -> None:
         """Close everything; what was acknowledged is on disk already."""
@@ -100,10 +106,10 @@ def _own(lock: Path) -> int:
     return descriptor
 
 
-def _plain_default_database(connection: Any) -> None:
-    """The engine's own `default` also shows host files as tables: make it an ordinary database, once."""
+def _plain_default_database(connection: Connection, kept: bool) -> None:
+    """The engine lays host files over its database `default` at each start: have the plain one instead."""
     (engine,) = connection.row("SELECT engine FROM system.databases WHERE name = 'default'")
     if engine == "Overlay":
-        connection.run("DROP DATABASE default")
-        connection.run("CREATE DATABASE default ENGINE = Atomic")
-        connection.run("USE default")
+        for verb in ("DETACH", "ATTACH") if kept else ("DROP", "CREATE"):
+            plain = " ENGINE = Atomic" if verb == "CREATE" else ""
+            connection.run(f"{verb} DATABASE default{plain}")

@@ -1,15 +1,31 @@
-"""The engine's own configuration files: limits, defaults of tables, and what its one user may do."""
+"""The engine's own configuration files: limits, defaults of tables, and what a client may do.
+
+The engine in process knows one user; its two roles tell our own upkeep (admin) from everything that comes
+by HTTP (client).
+"""
 
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from schemas.config import Store
 
-# No source that reads host files or the network, no backup to a path, no shutdown.
-_GRANTS = [
-    "GRANT SHOW, SELECT, INSERT, ALTER, CREATE, DROP, UNDROP TABLE, TRUNCATE, OPTIMIZE, KILL QUERY, SYSTEM, "
-    "dictGet, TABLE ENGINE ON *.*",
-    "REVOKE SYSTEM SHUTDOWN ON *.*",
+# Table engines whose data stays in the store; none that reads host files or the network.
+_ENGINES = ["Memory", "Null", "Set", "Join", "Buffer", "Merge", "Dictionary", "View", "MaterializedView"]
+_ENGINES += ["Log", "TinyLog", "StripeLog", "GenerateRandom"]
+_ENGINES += [
+    f"{kind}MergeTree"
+    for kind in ("", "Replacing", "Summing", "Aggregating", "Collapsing", "VersionedCollapsing", "Coalescing")
+]
+CLIENT_ROLE = "client"
+# No sources, no backup to a path, no users, no shutdown; and what the engine needs of itself stays.
+_CLIENT = [
+    "GRANT SHOW, SELECT, INSERT, ALTER, CREATE DATABASE, CREATE TABLE, CREATE VIEW, CREATE DICTIONARY, "
+    "CREATE FUNCTION, DROP, UNDROP TABLE, TRUNCATE, OPTIMIZE, KILL QUERY, SYSTEM, dictGet ON *.*",
+    "GRANT CREATE ARBITRARY TEMPORARY TABLE ON *.*",
+    *(f"GRANT TABLE ENGINE ON {engine}" for engine in _ENGINES),
+    "REVOKE SYSTEM SHUTDOWN, SYSTEM FAILPOINT ON *.*",
+    "REVOKE ALTER, CREATE, DROP, TRUNCATE, INSERT ON system.*",
+    "REVOKE DROP DATABASE ON default.*",
 ]
 # Settings that name a file or an address: nobody may change them.
 _FIXED = [
@@ -53,19 +69,23 @@ def _config(directory: Path, users: Path, settings: Store) -> str:
 
 def _users(settings: Store) -> str:
     fixed = "".join(f"<{name}><const/></{name}>" for name in _FIXED)
-    grants = "".join(f"<query>{grant}</query>" for grant in _GRANTS)
+    grants = "".join(f"<query>{grant}</query>" for grant in _CLIENT)
     return f"""<clickhouse>
   <profiles><default>
     <max_threads>{settings.threads}</max_threads>
     <constraints>{fixed}</constraints>
   </default></profiles>
   <quotas><default></default></quotas>
+  <roles>
+    <admin><grants><query>GRANT ALL ON *.*</query></grants></admin>
+    <{CLIENT_ROLE}><grants>{grants}</grants></{CLIENT_ROLE}>
+  </roles>
   <users><default>
     <password></password>
     <networks><ip>::/0</ip></networks>
     <profile>default</profile>
     <quota>default</quota>
-    <grants>{grants}</grants>
+    <grants><query>GRANT admin, {CLIENT_ROLE}</query></grants>
   </default></users>
 </clickhouse>
 """

@@ -14,7 +14,8 @@ _STATUS = {
     503: {202, 236},
 }
 _STATUS_OF = {code: status for status, codes in _STATUS.items() for code in codes}
-_SHAPE = re.compile(r"Code: (\d+)\. ?DB::Exception: (.*?)\s*$", re.DOTALL)
+_SHAPE = re.compile(r"(?:Code: (\d+)\. DB::Exception: )+(.*?)\s*$", re.DOTALL)
+_TAIL = re.compile(r"(?:\.? ?\([A-Z_]+\)| ?\(version [^)]*\))+\.?$")
 
 CANNOT_PARSE_TEXT = 6
 BAD_ARGUMENTS = 36
@@ -64,5 +65,6 @@ def from_engine(error: BaseException) -> StoreError:
     shape = _SHAPE.search(text)
     if not shape:
         return StoreError(1002, text or type(error).__name__)
-    message = re.sub(r" ?\(version [\d.]+[^)]*\)$", "", shape[2])
-    return StoreError(int(shape[1]), message)
+    message = _TAIL.sub("", shape[2])
+    name = re.search(r"\([A-Z_]+\)", shape[2][len(message) :])
+    return StoreError(int(shape[1]), f"{message}. {name[0]}" if name else message)

@@ -52,16 +52,13 @@ def _pieces(
     summary = Summary()
     done = False
     try:
-        while True:
-            result = _fetch(connection, stream)
-            if result is None or not result.rows_read():
-                done = True
-                return
+        while (result := _fetch(connection, stream)) is not None and result.rows_read():
             summary.read_rows, summary.read_bytes = result.storage_rows_read(), result.storage_bytes_read()
             summary.result_rows += result.rows_read()
             summary.result_bytes += result.size()
             summary.elapsed = result.elapsed()
             yield result.bytes(), summary
+        done = True
     except StoreError:
         done = True
         raise

@@ -27,6 +27,7 @@ _GAP = re.compile(r"[ \t]*;?[ \t]*(?:\r?\n)?")
 _ODD_QUOTES = "‘’“”"
 # Functions, table functions and sources that read the host or this process, each followed by `(`.
 _REACH_OUT = {"file", "python", "executable", "disk", "http", "odbc", "mongodb", "mysql", "postgresql"}
+_PLAIN_DATABASES = {"atomic", "memory"}
 _STREAMED = {"SELECT", "WITH"}  # the engine streams nothing else
 
 
@@ -53,11 +54,8 @@ class Statement:
     kind: str  # first keyword, upper case
     format: str = ""  # named in the text; for an insert, of its data
     data: int | None = None  # where an insert's data starts; None when it carries none
+    streams: bool = False  # its answer can be sent while it is being made
 
-    @property
-    def streams(self) -> bool:
-        """Whether its answer can be sent while it is being made."""
-        return self.kind in _STREAMED
 
 
 def tokens(text: str) -> Iterator[Token]:
@@ -92,7 +90,7 @@ def parse(text: str) -> Statement:
         if before and before.depth == 0 and before.upper == "FORMAT" and token.bare:
             named = token.text
         before = token
-    return Statement(text, kind, named)
+    return Statement(text, kind, named, streams=kind in _STREAMED)
 
 
 def _insert(text: str, words: "_Guarded") -> Statement:
@@ -131,21 +129,37 @@ class _Guarded:
 
     def __init__(self, source: Iterator[Token]) -> None:
         self._source = source
-        self._before = ""
-        self._attach = False
+        self._last = ["", "", ""]  # words before this one, lower case, the nearest last
+        self._first = ""
+        self._database = False  # CREATE or ATTACH DATABASE
 
     def __iter__(self) -> "_Guarded":
         return self
 
     def __next__(self) -> Token:
         token = next(self._source)
-        if token.text == "(" and token.bare and self._before in _REACH_OUT:
-            raise StoreError(ACCESS_DENIED, f"{self._before}() reaches out of the database; it is off here")
         word = token.text.lower()
-        if self._before == "into" and word == "outfile":
-            raise StoreError(INTO_OUTFILE_NOT_ALLOWED, "INTO OUTFILE is not allowed")
-        self._attach = self._attach or (token.upper == "ATTACH" and not self._before)
-        if self._attach and token.upper == "FROM":
-            raise StoreError(ACCESS_DENIED, "ATTACH … FROM a path is off here")
-        self._before = word
+        self._first = self._first or word
+        self._database = self._database or (word == "database" and self._last[-1] in ("create", "attach"))
+        self._check(token, word)
+        self._last = [*self._last[1:], word]
         return token
+
+    def _check(self, token: Token, word: str) -> None:
+        before = self._last[-1]
+        if word == "(" and token.bare and before in _REACH_OUT:
+            raise StoreError(ACCESS_DENIED, f"{before}() reaches out of the database; it is off here")
+        if before == "into" and word == "outfile":
+            raise StoreError(INTO_OUTFILE_NOT_ALLOWED, "INTO OUTFILE is not allowed")
+        if before == "from" and word == "infile":
+            raise StoreError(ACCESS_DENIED, "FROM INFILE reads files of this host; it is off here")
+        if self._first == "attach" and word == "from":
+            raise StoreError(ACCESS_DENIED, "ATTACH … FROM a path is off here")
+        if word == "role" and before in ("set", "default"):
+            raise StoreError(ACCESS_DENIED, "SET ROLE is off here: there is one role for clients")
+        if self._last[-2:] == ["source", "("] and word not in ("clickhouse", "null"):
+            raise StoreError(ACCESS_DENIED, f"a dictionary from {token.text} reaches out of the database")
+        if self._database and word not in _PLAIN_DATABASES:
+            engine = before == "engine" and word != "="
+            if engine or self._last[-2:] == ["engine", "="]:
+                raise StoreError(ACCESS_DENIED, f"a database of engine {token.text} reaches out of the store")
