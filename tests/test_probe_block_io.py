@@ -105,7 +105,7 @@ def test_nothing_is_left_of_finished_requests(probe, disk):
 def test_agrees_with_biolatency(probe, disk):
     """libbpf-tools' biolatency over the same requests; it shows all disks together, so it may see more."""
     tool = subprocess.Popen(
-        ["biolatency", "2", "1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["stdbuf", "-oL", "biolatency", "2", "1"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert tool.stdout is not None
     assert "Tracing" in tool.stdout.readline()  # it is attached
