@@ -16,6 +16,7 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -69,6 +70,7 @@ class Command(IntEnum):
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_TEST_RUN = 10
+    PROG_NEXT_ID = 11
     PROG_FD_BY_ID = 13
     MAP_FD_BY_ID = 14
     OBJ_INFO = 15
@@ -253,6 +255,21 @@ def obj_get(path: str | Path) -> int:
 def fd_by_id(command: Command, number: int) -> int:
     """Descriptor of the program (PROG_FD_BY_ID) or map (MAP_FD_BY_ID) of that id; needs CAP_SYS_ADMIN."""
     return system_call(command, pack("III", number, 0, 0), f"cannot open BPF object {number}")
+
+
+def prog_ids() -> Iterator[int]:
+    """Ids of all programs in the kernel; needs CAP_SYS_ADMIN."""
+    number = 0
+    while True:
+        attributes = pack("III", number, 0, 0)
+        try:
+            system_call(Command.PROG_NEXT_ID, attributes, "cannot list BPF programs")
+        except BpfError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return
+        number = struct.unpack_from("=I", attributes.raw, 4)[0]
+        yield number
 
 
 def object_info(fd: int, size: int) -> bytes:
