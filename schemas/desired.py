@@ -203,6 +203,18 @@ class Kind:
             raise Refused(str(error)) from None
 
 
+def audit_row(document: Document, signer: str, source: str) -> dict[str, Any]:
+    """A row of the stream `desired`."""
+    return {
+        "ts": now_us(), "kind": document.kind, "id": document.id, "revision": document.revision,
+        "deleted": document.deleted, "author": document.author, "signer": signer,
+        "comment": document.comment, "expires": document.expires or 0,
+        "scope": msgspec.json.encode(document.scope, order="sorted").decode(),
+        "spec": msgspec.json.encode(document.spec, order="sorted").decode(),
+        "source": source, "digest": document.digest,
+    }  # fmt: skip
+
+
 def now_us() -> int:
     """The wall clock in µs."""
     return time.time_ns() // 1000
