@@ -112,7 +112,7 @@ class Queries:
         with self._connection(asked) as connection:
             running.append(connection)
             try:
-                connection.prepare(asked.database, asked.settings)
+                connection.prepare(asked.database, insert.settings(asked, parsed))
                 return self._run(connection, asked, parsed, text, wire)
             finally:
                 running.clear()

@@ -45,7 +45,7 @@ def _zstd_encoder() -> Any:
 def _zstd_decoder() -> Any:
     import zstandard
 
-    return zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj(read_across_frames=True)
+    return zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
 
 
 def _lz4_decoder() -> Any:
@@ -69,28 +69,36 @@ _DECODERS: dict[str, Callable[[], Any]] = {
 
 
 class Decoder:
-    """A request's body, piece by piece; a broken or cut stream is the client's error."""
+    """A request's body, piece by piece, frame after frame; a broken or cut one is the client's error."""
 
     def __init__(self, encoding: str) -> None:
         if encoding not in ("", "identity") and encoding not in _DECODERS:
-            raise StoreError(UNKNOWN_COMPRESSION_METHOD, f"Unknown compression method: {encoding}")
+            raise StoreError(UNKNOWN_COMPRESSION_METHOD, f"Unknown compression method: {encoding[:32]}")
         self.encoding = encoding
-        self._stream = _DECODERS[encoding]() if encoding in _DECODERS else None
+        self._fresh = _DECODERS.get(encoding)
+        self._frame: Any = None  # None between frames
 
     def feed(self, data: bytes) -> bytes:
         """The plain bytes of the next piece."""
-        if self._stream is None:
+        if self._fresh is None:
             return data
-        if not data:
-            return b""
-        try:
-            return bytes(self._stream.decompress(data))
-        except Exception as error:
-            raise StoreError(CANNOT_DECOMPRESS, f"Cannot decompress {self.encoding} body: {error}") from None
+        plain = []
+        while data:
+            self._frame = self._frame or self._fresh()
+            try:
+                plain.append(bytes(self._frame.decompress(data)))
+            except Exception as error:
+                message = f"Cannot decompress {self.encoding} body: {error}"
+                raise StoreError(CANNOT_DECOMPRESS, message) from None
+            data = b""
+            if self._frame.eof:
+                data = bytes(self._frame.unused_data or b"")
+                self._frame = None
+        return b"".join(plain)
 
     def end(self) -> None:
         """The body is over: so must the compressed stream be."""
-        if self._stream is not None and not getattr(self._stream, "eof", True):
+        if self._frame is not None:
             raise StoreError(CANNOT_DECOMPRESS, f"The {self.encoding} body ends in the middle")
 
 

@@ -10,6 +10,19 @@ from sinks.store.statement import Statement
 from sinks.store.wire import Wire
 
 
+def settings(asked: Asked, statement: Statement) -> dict[str, str]:
+    """The request's settings; an INSERT without a token is never taken for a repeated one.
+
+    Every table remembers tokens (``engine_config``); the engine would also compare the data itself, and drop
+    equal blocks that are no repetition.
+    """
+    token = "insert_deduplication_token"
+    if statement.kind != "INSERT" or asked.settings.get(token) or token in statement.text:
+        return asked.settings
+    off = {"deduplicate_insert": "disable", "deduplicate_insert_select": "disable"}
+    return off | asked.settings
+
+
 def run(
     connection: Connection, asked: Asked, statement: Statement, first: bytes, wire: Wire, server: Server
 ) -> Answer:
