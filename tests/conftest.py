@@ -9,11 +9,15 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from sinks.kafka_server import KafkaServer
+
+if TYPE_CHECKING:
+    from sinking import Place
 
 
 def free_port() -> int:
@@ -111,3 +115,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcess]:
         yield server
     finally:
         server.kill()
+
+
+@pytest.fixture
+def place(kafka: KafkaServer, store: StoreProcess, tmp_path: Path) -> Iterator["Place"]:
+    """A database, a group and no topics of anybody else's: where one test's sinks work."""
+    from sinking import Place, delete_topics
+
+    delete_topics(kafka.servers)
+    made = Place(kafka.servers, store.url, f"t{time.monotonic_ns()}", tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()

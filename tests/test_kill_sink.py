@@ -188,6 +188,7 @@ def servers(tmp_path: Path) -> Iterator[tuple[KafkaServer, StoreProcess]]:
         store.kill()
 
 
+@pytest.mark.kill
 @pytest.mark.timeout(180 + 10 * BLOWS)
 def test_every_row_once_whatever_dies(servers: tuple[KafkaServer, StoreProcess], tmp_path: Path) -> None:
     kafka, store = servers

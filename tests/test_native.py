@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sinking import TIME
 from test_wire import WIDE, column_of
 
-from schemas import clickhouse, ddl, declare, wire
+from schemas import ddl, declare, wire
 from schemas.columns import Dictionary, packing, unpack
 from schemas.config import Clickhouse
 from schemas.declare import Stream
