@@ -75,6 +75,7 @@ class Command(IntEnum):
     MAP_FD_BY_ID = 14
     OBJ_INFO = 15
     RAW_TRACEPOINT_OPEN = 17
+    BTF_LOAD = 18
     MAP_TAKE = 21  # BPF_MAP_LOOKUP_AND_DELETE_ELEM
     MAP_LOOKUP_BATCH = 24
     MAP_LOOKUP_DELETE_BATCH = 25
@@ -178,22 +179,25 @@ def pack(layout: str, *values: int | bytes) -> Attr:
 
 def prog_load(
     kind: ProgType, instructions: bytes, name: str, *, expected: int = 0, btf_id: int = 0,
-    license_: str = "Dual BSD/GPL", flags: int = 0,
+    license_: str = "Dual BSD/GPL", flags: int = 0, btf_fd: int = 0, functions: bytes = b"",
 ) -> int:  # fmt: skip
     """Load a program and return its descriptor.
 
-    ``btf_id`` is the type it attaches to (TRACING). Raises :class:`BpfError` whose message ends in the
+    ``btf_id`` is the type it attaches to (TRACING); ``btf_fd`` and ``functions`` (pairs of u32: instruction,
+    type) tell the verifier of several functions. Raises :class:`BpfError` whose message ends in the
     verifier's last line and whose ``log`` is all it said.
     """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     words = ctypes.create_string_buffer(license_.encode())
+    told = ctypes.create_string_buffer(functions, max(len(functions), 1))
 
     def attempt(log: Attr | None) -> int:
         attributes = pack(
             "IIQQIIQII16sIIIIQIIQIII", int(kind), len(instructions) // 8, ctypes.addressof(code),
             ctypes.addressof(words), int(log is not None), len(log) if log else 0,
             ctypes.addressof(log) if log else 0, 0, flags, name[:15].encode(), 0, expected,
-            0, 0, 0, 0, 0, 0, 0, btf_id, 0,
+            btf_fd, 8 if functions else 0, ctypes.addressof(told) if functions else 0, len(functions) // 8,
+            0, 0, 0, btf_id, 0,
         )  # fmt: skip
         return system_call(Command.PROG_LOAD, attributes, f"cannot load program {name}")
 

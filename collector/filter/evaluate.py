@@ -7,7 +7,7 @@ from collector.filter.decision import COMPARISONS, LENGTH, LONGEST, Graph
 from schemas.errors import UsageError
 
 FREE = (R1, R2, R3, R4, R5, R0)
-FLAGS = {"source": (0, "filter_sets"), "destination": (1, "filter_sets"), "established": (0, "filter_state")}
+FLAGS = {"source": "source_sets", "destination": "destination_sets", "established": "established"}
 TOO_DEEP = "the expression nests arithmetic too deeply; simplify it"
 
 
@@ -99,11 +99,8 @@ class Evaluator:
 
     def _flag(self, value: int, to: int) -> None:
         name, argument, _, _ = self.graph.values[value]
-        direction, function = FLAGS[name]
         self.code.load(8, R1, R10, self.context)
-        self.code.move(R2, R7)
-        self.code.constant(R3, direction)
-        self.code.call(function)
+        self.code.call(FLAGS[name])
         self.code.move(to, R0)
         if argument:
             self.code.emit(0x77, to, 0, 0, argument)  # 64 bits to the right

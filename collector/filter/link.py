@@ -19,7 +19,15 @@ class Piece:
     calls: Sequence[tuple[int, str]] = ()
 
 
-def link(pieces: Mapping[str, Piece], main: str) -> bytes:
+@dataclass(frozen=True)
+class Linked:
+    """A whole program, and where its functions start (in instructions), in order."""
+
+    code: bytes
+    starts: Mapping[str, int]
+
+
+def link(pieces: Mapping[str, Piece], main: str) -> Linked:
     """One program that starts with ``main`` and holds what it calls, directly or not."""
     order = _reachable(pieces, main)
     starts, at = {}, 0
@@ -33,7 +41,7 @@ def link(pieces: Mapping[str, Piece], main: str) -> bytes:
             distance = starts[callee] - (starts[name] + place) - 1
             _HEAD.pack_into(code, 8 * place, CALL, PSEUDO_CALL << 4, 0, distance)
         program += code
-    return bytes(program)
+    return Linked(bytes(program), starts)
 
 
 def _reachable(pieces: Mapping[str, Piece], main: str) -> list[str]:

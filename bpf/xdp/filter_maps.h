@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+// Maps of the filter. Pinned, so that they outlive the collector; `filter_order` belongs to one program.
+#pragma once
+
+#include "xdp/filter_structs.h"
+
+#define FILTER_TABLE_EXPONENTIAL 1024 // quantiles, then one mean for each shift
+#define FILTER_SHIFTS 24
+#define FILTER_MAPPED (1 << 10) // BPF_F_MMAPABLE: the collector writes through shared memory
+
+MAP(ARRAY, filter_config, u32, struct filter_config, 1)
+MAP(PERCPU_ARRAY, filter_scratch, u32, struct filter_scratch, 1)
+MAP(ARRAY, filter_rules, u32, struct filter_rule, FILTER_RULES)
+MAP(PERCPU_ARRAY, filter_counters, u32, struct filter_counter, FILTER_RULES)
+MAP(PERCPU_ARRAY, filter_samplers, u32, struct filter_sampler, FILTER_RULES)
+MAP(ARRAY, filter_order, u32, u32, FILTER_RULES)
+MAP(ARRAY, filter_gaps, u32, u32, FILTER_TABLE_EXPONENTIAL + FILTER_SHIFTS)
+MAP_FLAGS(ARRAY, filter_chunks, u32, struct filter_chunk, 2 * 65536, FILTER_MAPPED)
+MAP_FLAGS(ARRAY, filter_spans, u32, struct filter_span, 2 * 65536, FILTER_MAPPED)
+MAP(ARRAY, filter_hints6, u32, u64, 1024)
+MAP_FLAGS(LPM_TRIE, filter_prefixes6, struct filter_prefix6, u32, 1 << 21, NO_PREALLOC)
+MAP(LRU_HASH, filter_buckets, struct filter_bucket_key, u64, 65536)
+MAP(LRU_HASH, filter_connections, struct filter_connection, u64, 65536)
+MAP(LRU_HASH, filter_top, struct filter_top_key, struct filter_top_value, 8192)
+MAP(PROG_ARRAY, filter_next, u32, u32, 1)
+
+INLINE struct filter_scratch *own_scratch(void)
+{
+    u32 zero = 0;
+
+    return bpf_map_lookup_elem(map(filter_scratch), &zero);
+}

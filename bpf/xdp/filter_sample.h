@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+// Sampling. The gap to the next sample is drawn from the geometric distribution, so every packet has the same
+// chance, 2^-shift, whatever went before; a sum of 2^shift over samples is an unbiased estimate. A packet that
+// is not sampled costs a decrement. The shift follows the packets of the last window and, within a window,
+// doubles the gap whenever the budget is spent: a flood costs no more than a trickle.
+#pragma once
+
+#include "xdp/filter_maps.h"
+#include "xdp/filter_state.h"
+
+INLINE u32 draw_gap(u32 shift)
+{
+    u32 at = bpf_get_prandom_u32() % FILTER_TABLE_EXPONENTIAL;
+    u32 *exponential = bpf_map_lookup_elem(map(filter_gaps), &at), *mean;
+    u64 gap;
+
+    at = FILTER_TABLE_EXPONENTIAL + shift;
+    mean = bpf_map_lookup_elem(map(filter_gaps), &at);
+    if (!exponential || !mean)
+        return 1;
+    gap = (u64)*exponential * *mean; // 12 + 8 bits behind the point
+    return 1 + (u32)(gap >> 20);
+}
+
+// How many bits a number below 2^63 has. Without branches.
+INLINE u32 bit_length(u64 number)
+{
+    u64 length = 0, half;
+
+#define HALVE(bits)                                                                                            \
+    half = (((1ULL << (bits)) - 1 - number) >> 63) * (bits);                                                   \
+    number >>= half;                                                                                           \
+    length += half;
+    HALVE(32) HALVE(16) HALVE(8) HALVE(4) HALVE(2) HALVE(1)
+#undef HALVE
+    KEEP(length);
+    return length + number;
+}
+
+INLINE void next_window(struct filter_sampler *sampler, u64 packets, u32 budget, u32 now, u32 window)
+{
+    u32 shift = bit_length((packets - sampler->seen) / budget);
+
+    if (shift >= FILTER_SHIFTS)
+        shift = FILTER_SHIFTS - 1;
+    sampler->seen = packets;
+    sampler->end = now + window;
+    sampler->taken = 0;
+    if (shift != sampler->shift || !sampler->left) {
+        sampler->shift = shift;
+        sampler->left = draw_gap(shift);
+    }
+}
+
+// One packet goes by. Its weight's shift plus one if it is to be sampled, else 0.
+INLINE u32 sample_now(struct filter_sampler *sampler, u64 packets, u32 budget, u32 window)
+{
+    u32 now = (u32)bpf_jiffies64(), shift;
+
+    if (UNLIKELY(!budget))
+        return 0;
+    if (UNLIKELY((s32)(now - sampler->end) >= 0 || !sampler->left))
+        next_window(sampler, packets, budget, now, window);
+    if (LIKELY(--sampler->left))
+        return 0;
+    shift = sampler->shift;
+    if (++sampler->taken >= budget && shift < FILTER_SHIFTS - 1) {
+        sampler->taken = budget / 2;
+        sampler->shift = shift + 1;
+    }
+    sampler->left = draw_gap(sampler->shift);
+    return shift + 1;
+}
+
+INLINE void count_top(struct filter_top_key *key, u64 packets, u64 bytes)
+{
+    struct filter_top_value *value = bpf_map_lookup_elem(map(filter_top), key), first = {packets, bytes};
+
+    if (value) {
+        __sync_fetch_and_add(&value->packets, packets);
+        __sync_fetch_and_add(&value->bytes, bytes);
+    } else {
+        bpf_map_update_elem(map(filter_top), key, &first, ANY);
+    }
+}
+
+INLINE void count_number(struct filter_top_key *key, u8 kind, u32 number, u64 packets, u64 bytes)
+{
+    key->kind = kind;
+    *(u64 *)key->item = number;
+    *(u64 *)(key->item + 8) = 0;
+    count_top(key, packets, bytes);
+}
+
+INLINE void count_tops(const struct filter_frame *frame, u32 verdict, u64 length, u64 packets)
+{
+    struct filter_top_key key = {.verdict = verdict};
+    u64 bytes = packets * length;
+
+    count_number(&key, TOP_LENGTH, length, packets, bytes);
+    if (!frame->ip)
+        return;
+    count_number(&key, TOP_TTL, frame->ttl, packets, bytes);
+    if (frame->destination_port)
+        count_number(&key, TOP_PORT, BE16(frame->destination_port), packets, bytes);
+    key.kind = TOP_DESTINATION;
+    __builtin_memcpy(key.item, frame->destination, 16);
+    count_top(&key, packets, bytes);
+    key.kind = TOP_SOURCE;
+    __builtin_memcpy(key.item, frame->source, 16);
+    count_top(&key, packets, bytes);
+    key.kind = TOP_SOURCE_NET; // /24 or /64
+    if (frame->ip == 4)
+        key.item[15] = 0;
+    else
+        *(u64 *)(key.item + 8) = 0;
+    count_top(&key, packets, bytes);
+}
+
+INLINE u64 filter_record(struct xdp_md *ctx, struct filter_scratch *scratch)
+{
+    u32 what = scratch->sample;
+    struct filter_frame frame = {};
+    struct packet_sample_event *event;
+    u32 length = ctx->data_end - ctx->data, verdict = what >> 16 & 0xff, shift = what >> 24 & 31;
+    u64 raw = length < FILTER_RAW ? length : FILTER_RAW;
+
+    parse_frame(ctx, &frame);
+    count_tops(&frame, verdict, length, 1ULL << shift);
+    event = packet_sample_reserve();
+    if (!event) {
+        scratch->lost++;
+        return 0;
+    }
+    event->ts = bpf_ktime_get_ns();
+    __builtin_memcpy(event->source, frame.source, 16);
+    __builtin_memcpy(event->destination, frame.destination, 16);
+    event->weight = 1U << shift;
+    event->length = length;
+    event->interface = ctx->ingress_ifindex;
+    event->slot = what;
+    event->ethertype = frame.ethertype;
+    event->source_port = BE16(frame.source_port);
+    event->destination_port = BE16(frame.destination_port);
+    event->fragment = frame.fragment;
+    event->protocol = frame.protocol;
+    event->ttl = frame.ttl;
+    event->tcp_flags = frame.tcp_flags;
+    event->verdict = verdict;
+    event->established = is_established(&frame);
+    __builtin_memset(event->raw, 0, FILTER_RAW);
+    KEEP(raw);
+    raw &= 2 * FILTER_RAW - 1;
+    KEEP(raw);
+    if (raw < 1 || raw > FILTER_RAW || bpf_xdp_load_bytes(ctx, 0, event->raw, raw))
+        raw = 0;
+    event->captured = raw;
+    packet_sample_submit(event);
+    return 0;
+}

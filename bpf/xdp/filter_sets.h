@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+// Which address sets an address is in: a bit for each, bit 0 for the allow-list.
+// IPv4: its first 16 bits lead to the sets at once, or to sorted spans that are searched by halving.
+// IPv6: a longest match, behind a bitmap that rules out most addresses without one.
+#pragma once
+
+#include "xdp/filter_maps.h"
+
+#define FILTER_HALVINGS 17 // spans of one chunk: 65536 at most
+
+INLINE u32 sets_of_spans(u32 address, u32 low, u32 high)
+{
+    struct filter_span *span;
+    u32 at;
+    int i;
+
+    for (i = 0; i < FILTER_HALVINGS; i++) { // the last span that starts at or before the address
+        if (high - low <= 1)
+            break;
+        at = low + (high - low) / 2;
+        span = bpf_map_lookup_elem(map(filter_spans), &at);
+        if (!span)
+            return 0;
+        if (span->start <= address)
+            low = at;
+        else
+            high = at;
+    }
+    span = bpf_map_lookup_elem(map(filter_spans), &low);
+    return span ? span->sets : 0;
+}
+
+INLINE u32 sets_of_ipv4(const struct filter_config *config, u32 address)
+{
+    u32 half = config->half & 1, at = half << 16 | address >> 16;
+    struct filter_chunk *chunk = bpf_map_lookup_elem(map(filter_chunks), &at);
+
+    if (!chunk)
+        return 0;
+    if (LIKELY(!chunk->count))
+        return chunk->first;
+    at = chunk->first + (half ? config->half_chunks : 0);
+    return sets_of_spans(address, at, at + chunk->count);
+}
+
+INLINE u32 sets_of_ipv6(const void *address)
+{
+    struct filter_prefix6 key = {.length = 128};
+    u32 start = BE32(*(u32 *)address), at, *sets;
+    u64 *hint;
+
+    start = (start ^ start >> 16) & 0xffff;
+    at = start >> 6;
+    hint = bpf_map_lookup_elem(map(filter_hints6), &at);
+    if (!hint || !(*hint >> (start & 63) & 1))
+        return 0;
+    __builtin_memcpy(key.address, address, 16);
+    sets = bpf_map_lookup_elem(map(filter_prefixes6), &key);
+    return sets ? *sets : 0;
+}
+
+// Behind VLAN tags. `direction` 0: source, 1: destination.
+INLINE u32 sets_of_frame(struct xdp_md *ctx, const struct filter_config *config, u32 direction)
+{
+    void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    u16 type;
+    int tag;
+
+    if (data + ETHERNET_BYTES > end)
+        return 0;
+    type = *(u16 *)(data + 12);
+    for (tag = 0; tag < 2; tag++) {
+        if (LIKELY(type != BE16(ETHERTYPE_VLAN) && type != BE16(ETHERTYPE_QINQ)))
+            break;
+        data += VLAN_BYTES;
+        if (data + ETHERNET_BYTES > end)
+            return 0;
+        type = *(u16 *)(data + 12);
+    }
+    data += ETHERNET_BYTES;
+    if (LIKELY(type == BE16(ETHERTYPE_IPV4))) {
+        if (!(config->flags & FILTER_SETS4) || data + IPV4_BYTES > end)
+            return 0;
+        return sets_of_ipv4(config, BE32(direction ? *(u32 *)(data + 16) : *(u32 *)(data + 12)));
+    }
+    if (type != BE16(ETHERTYPE_IPV6) || !(config->flags & FILTER_SETS6) || data + IPV6_BYTES > end)
+        return 0;
+    return sets_of_ipv6(direction ? data + 24 : data + 8);
+}
+
+// The answer is kept for the frame.
+INLINE u64 filter_sets(struct xdp_md *ctx, struct filter_scratch *scratch, u64 direction)
+{
+    u32 zero = 0, sets;
+    struct filter_config *config;
+
+    if (direction) {
+        if (scratch->sets_known & 2)
+            return scratch->sets[1];
+    } else if (scratch->sets_known & 1) {
+        return scratch->sets[0];
+    }
+    config = bpf_map_lookup_elem(map(filter_config), &zero);
+    if (!config)
+        return 0;
+    sets = sets_of_frame(ctx, config, direction);
+    scratch->sets[direction ? 1 : 0] = sets;
+    scratch->sets_known |= direction ? 2 : 1;
+    return sets;
+}

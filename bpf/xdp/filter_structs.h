@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+// What the filter keeps in maps. collector/filter/layout.py has the same layouts for Python; a test compares them.
+#pragma once
+
+#include "xdp/headers.h"
+#include "xdp/packet.h"
+
+#define FILTER_RULES 4096
+#define FILTER_WORDS (FILTER_RULES / 64)
+#define FILTER_NO_RULE 0xffff
+#define FILTER_RAW 128
+
+enum filter_action { FILTER_NONE, FILTER_DROP, FILTER_PASS, FILTER_SAMPLE, FILTER_LIMIT };
+enum filter_mode { FILTER_SHADOW, FILTER_ENFORCE };
+enum filter_decision { FILTER_UNDECIDED, FILTER_DECIDED_DROP, FILTER_DECIDED_PASS };
+enum filter_verdict { FILTER_PASSED, FILTER_DROPPED, FILTER_WOULD_DROP, FILTER_VERDICTS };
+
+// A rule's part that changes while it runs: by its slot.
+struct filter_rule {
+    u64 deadline; // CLOCK_MONOTONIC, ns: no effect from then on
+    u64 interval; // of a limit: ns a packet
+    u64 burst; // of a limit: ns of packets that may come at once
+    u32 budget; // samples a CPU takes in a window
+    u8 action, mode, prefix, unused;
+};
+
+struct filter_counter {
+    u64 packets[FILTER_VERDICTS];
+    u64 bytes[FILTER_VERDICTS];
+};
+
+// Sampling on one CPU: one packet in 2^shift on average, each with equal chance.
+struct filter_sampler {
+    u32 left; // packets until the next sample
+    u32 end; // jiffies at which the window ends
+    u64 seen; // packets when the window began
+    u32 taken; // samples in this window
+    u32 shift;
+};
+
+// One a CPU. The generated function `match` knows the places of `summary` and `hits`.
+struct filter_scratch {
+    u64 summary; // which words of hits are not zero
+    u64 hits[FILTER_WORDS]; // rules a frame matched, by their place in the program
+    u64 packets, bytes; // let through without a rule deciding
+    struct filter_sampler sampler; // of those
+    u64 allowed; // frames that a rule matched and the allow-list let through
+    u64 lost; // samples that found no room
+    u32 sets[2]; // of this frame: sets its source and destination are in
+    u32 sets_known; // bit 0: sets[0] is right, bit 1: sets[1] is
+    u32 decided; // what a rule said
+    u32 window; // of sampling, jiffies
+    u64 now;
+    u8 source[16]; // of limits, its last byte aside
+    u32 last;
+    u32 sample; // being recorded: slot, verdict << 16, shift << 24
+};
+
+struct filter_config {
+    u64 flags;
+    u32 window; // jiffies
+    u32 budget; // samples of passed traffic that a CPU takes in a window
+    u32 half; // which half of the address tables holds
+    u32 half_chunks; // where the second half of the intervals starts
+};
+enum { FILTER_SETS4 = 1, FILTER_SETS6 = 2, FILTER_NEXT = 4, FILTER_LIMITS = 8 }; // flags
+
+#define FILTER_ALLOW 1u // the bit of the allow-list among sets
+
+// IPv4 sets: what the first 16 bits lead to. count 0: `first` is the sets of all of them.
+struct filter_chunk {
+    u32 first, count;
+};
+struct filter_span {
+    u32 start, sets; // addresses from start up to the next span's
+};
+struct filter_prefix6 {
+    u32 length;
+    u8 address[16];
+};
+
+struct filter_bucket_key {
+    u8 source[16];
+    u32 slot, zero;
+};
+struct filter_connection {
+    u8 local[16], remote[16];
+    u16 local_port, remote_port; // as on the wire
+    u32 zero;
+};
+
+enum filter_top_kind { TOP_SOURCE, TOP_SOURCE_NET, TOP_DESTINATION, TOP_PORT, TOP_LENGTH, TOP_TTL };
+struct filter_top_key {
+    u8 item[16];
+    u8 kind, verdict;
+    u8 zero[6];
+};
+struct filter_top_value {
+    u64 packets, bytes;
+};
