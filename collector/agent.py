@@ -41,6 +41,7 @@ HEALTH_S = 5.0
 HEARTBEAT_S = 30.0
 RECLAIM_READS = 600  # reads after which an unchanged key of an aggregate leaves the kernel's map
 STOP_S = 5.0
+DETACH_S = 0.02  # programs that run at that moment come to their end
 
 
 class Output(Protocol):
@@ -155,7 +156,10 @@ class Agent:
         self._stopping = True
 
     def close(self) -> None:
-        """Read what is left, detach, flush."""
+        """Detach, read and count what is left, flush."""
+        for each in self.attached:
+            each.detach()
+        time.sleep(DETACH_S)
         self._look(limit=1 << 30)
         self._read_aggregates()
         self.cut()

@@ -6,7 +6,7 @@ All of it runs in a thread of its own while events are spooled: nothing here may
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,53 +53,67 @@ def look_up(config: Config, host: str, losses: list[Loss]) -> list[Found]:
     options = kafka_options(config.kafka)
     consumer = Consumer(
         {**options, "group.id": f"bpfleet-collector-{host}", "enable.auto.commit": False,
-         "auto.offset.reset": "earliest", "enable.partition.eof": True, **QUIET}
+         "auto.offset.reset": "earliest", "enable.partition.eof": True, "fetch.wait.max.ms": 20, **QUIET}
     )  # fmt: skip
     try:
-        return [Found(each, _delivered(consumer, host, each)) for each in losses]
+        starts: dict[tuple[str, int], int] = {}
+        for each in losses:
+            for place, offset in _starts(consumer, each):
+                starts[place] = min(offset, starts.get(place, offset))
+        return _find(consumer, host, losses, starts)
     except KafkaException as error:
         raise topics.unreachable(options, error) from None
     finally:
         consumer.close()
 
 
-def _delivered(consumer: Any, host: str, loss: Loss) -> set[int]:
-    from confluent_kafka import KafkaError
-
-    starts = _starts(consumer, loss)
-    consumer.assign(starts)
-    open_partitions = {each.partition for each in starts}
-    deadline = time.monotonic() + 6 * PATIENCE
-    found: set[int] = set()
-    while open_partitions:
-        message = consumer.poll(1.0)
-        if time.monotonic() > deadline:
-            raise BpfleetError(f"reading topic {topics.topic(loss.stream)} back takes too long")
-        if message is None:
-            continue
-        error = message.error()
-        if error is not None:
-            if error.code() in (KafkaError._PARTITION_EOF, KafkaError._UNKNOWN_PARTITION):
-                open_partitions.discard(message.partition())
-            elif not error.retriable():
-                raise BpfleetError(f"cannot read topic {topics.topic(loss.stream)} back: {error.str()}")
-        elif message.key() == host.encode():
-            number = _number(message.value(), loss.boot)
-            if number is not None and loss.first <= number <= loss.last:
-                found.add(number)
-    return found
-
-
-def _starts(consumer: Any, loss: Loss) -> list[Any]:
+def _starts(consumer: Any, loss: Loss) -> Iterator[tuple[tuple[str, int], int]]:
+    """(topic, partition) and offset from which a loss's batches can be found."""
     from confluent_kafka import TopicPartition
 
     topic = topics.topic(loss.stream)
     if loss.offset >= 0:
-        return [TopicPartition(topic, loss.partition, loss.offset + 1)]
+        yield (topic, loss.partition), loss.offset + 1
+        return
     known = consumer.list_topics(topic, timeout=PATIENCE).topics[topic].partitions
     since = max(loss.since_us // 1000 - LOOK_BACK_MS, 0)
     asked = [TopicPartition(topic, each, since) for each in known]
-    return list(consumer.offsets_for_times(asked, timeout=PATIENCE))
+    for found in consumer.offsets_for_times(asked, timeout=PATIENCE):
+        if found.offset >= 0:  # below: nothing is that young
+            yield (topic, found.partition), found.offset
+
+
+def _find(consumer: Any, host: str, losses: list[Loss], starts: dict[tuple[str, int], int]) -> list[Found]:
+    """Read each partition from its start to its end."""
+    from confluent_kafka import KafkaError, TopicPartition
+
+    found = [Found(each, set()) for each in losses]
+    consumer.assign([TopicPartition(*place, offset) for place, offset in starts.items()])
+    rest = set(starts)
+    deadline = time.monotonic() + 6 * PATIENCE
+    while rest:
+        message = consumer.poll(1.0)
+        if time.monotonic() > deadline:
+            raise BpfleetError("reading back what a dead collector sent takes too long")
+        if message is None:
+            continue
+        error = message.error()
+        if error is None:
+            if message.key() == host.encode():
+                _note(found, message)
+        elif error.code() in (KafkaError._PARTITION_EOF, KafkaError._UNKNOWN_PARTITION):
+            rest.discard((message.topic(), message.partition()))
+        elif not error.retriable():
+            raise BpfleetError(f"cannot read back what a dead collector sent: {error.str()}")
+    return found
+
+
+def _note(found: list[Found], message: Any) -> None:
+    for each in found:
+        if message.topic() == topics.topic(each.loss.stream):
+            number = _number(message.value(), each.loss.boot)
+            if number is not None and each.loss.first <= number <= each.loss.last:
+                each.delivered.add(number)
 
 
 def _number(message: bytes, boot: str) -> int | None:

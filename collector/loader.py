@@ -87,6 +87,13 @@ class Loaded:
         """The program that hooks ``name``."""
         return next(each for each in self.programs if each.name == name)
 
+    def detach(self) -> None:
+        """Detach the programs; maps stay, to be read to their end."""
+        for each in self.programs:
+            if each.link_fd in self._open:
+                self._open.remove(each.link_fd)
+                os.close(each.link_fd)
+
     def close(self) -> None:
         """Detach and give everything back; again is harmless."""
         while self._open:

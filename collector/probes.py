@@ -94,6 +94,10 @@ class Attached:
         infos = {each.hook: bpf_sys.prog_info(each.fd) for each in self.programs}
         return {hook: (info.run_time_ns, info.run_count) for hook, info in infos.items()}
 
+    def detach(self) -> None:
+        """Let nothing more happen; what was made can still be read and counted."""
+        self._loaded.detach()
+
     def close(self) -> None:
         """Detach, unmap, give everything back."""
         for each in self.rings:
@@ -114,6 +118,8 @@ def chosen(probes: Mapping[str, Probe], patterns: Iterable[str]) -> list[Probe]:
         if not matching:
             raise UsageError(f"no probe is called `{pattern}`; there are: {', '.join(sorted(kernel))}")
         names = names - matching if pattern.startswith("!") else names | matching
+    if not names:
+        raise UsageError("no probe is chosen; collector.probes leaves all of them out")
     return [kernel[name] for name in sorted(names)]
 
 

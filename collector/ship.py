@@ -265,7 +265,7 @@ class Shipper:
         They are in doubt, and the next start asks Kafka; what is in the spool stays there.
         """
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and (self._flying or self.backlog):
+        while time.monotonic() < deadline and (self._flying or (len(self.spool) and not self._desk.trouble)):
             self.pump()
             if self._producer is not None:
                 self._producer.poll(0.02)

@@ -182,13 +182,18 @@ class Spool:
             if found is not None:
                 self._set_cursor(head.number, found[1])
                 self.count -= 1
+                if found[1] >= head.size:
+                    self._drop_head()
                 return found[0]
             self.damaged += (offset if head.number == number else 0) < head.size
-            self._set_cursor(head.number + 1, 0)
-            self._segments.pop(0).close(remove=True)
-            self._sealed = not self._segments or self._sealed
+            self._drop_head()
         self.count = 0
         return None
+
+    def _drop_head(self) -> None:
+        head = self._segments.pop(0)
+        self._set_cursor(head.number + 1, 0)
+        head.close(remove=True)
 
     def close(self) -> None:
         """Give the descriptors back; what waits stays."""
