@@ -35,7 +35,7 @@ class Engine:
                 f"cannot write {self.directory}: {error.strerror}; check its owner or set state_dir"
             ) from None
         self._path = f"{self.directory / 'data'}?config-file={config}"
-        kept = (self.directory / "data" / "metadata" / "default.sql").exists()
+        kept = any((self.directory / "data" / "metadata" / "default").glob("*.sql"))
         self._first = self._open("upkeep")  # the engine lives as long as one connection does
         _plain_default_database(self._first, kept)
         self.version, self.timezone = self._first.row("SELECT version(), timezone()")
@@ -107,7 +107,10 @@ def _own(lock: Path) -> int:
 
 
 def _plain_default_database(connection: Connection, kept: bool) -> None:
-    """The engine lays host files over its database `default` at each start: have the plain one instead."""
+    """The engine lays host files over its database `default` at each start: have the plain one instead.
+
+    ``kept``: it holds tables. An empty one does not attach again after a kill, and need not.
+    """
     (engine,) = connection.row("SELECT engine FROM system.databases WHERE name = 'default'")
     if engine == "Overlay":
         for verb in ("DETACH", "ATTACH") if kept else ("DROP", "CREATE"):
