@@ -14,19 +14,18 @@ static u64 (*call_source_sets)(struct xdp_md *) = FUNCTION(3);
 static u64 (*call_destination_sets)(struct xdp_md *) = FUNCTION(4);
 static u64 (*call_step)(struct xdp_md *) = FUNCTION(5);
 
-// The number of the lowest bit set. Without branches: the verifier would follow each, in each round of a loop.
+// The number of the lowest bit set.
 INLINE u64 lowest_bit(u64 bits)
 {
-    u64 at = 0, half;
+    u64 at = 0;
 
-    bits &= -bits;
 #define HALVE(mask, by)                                                                                        \
-    half = (((bits & (mask)) - 1) >> 63) * (by);                                                                     \
-    at += half;                                                                                                \
-    bits >>= half;
+    if (!(bits & (mask))) {                                                                                    \
+        at += by;                                                                                              \
+        bits >>= by;                                                                                           \
+    }
     HALVE(0xffffffffULL, 32) HALVE(0xffff, 16) HALVE(0xff, 8) HALVE(0xf, 4) HALVE(3, 2) HALVE(1, 1)
 #undef HALVE
-    KEEP(at);
     return at;
 }
 
@@ -37,12 +36,12 @@ INLINE s64 next_match(struct filter_scratch *scratch)
 
     if (!scratch->summary)
         return -1;
-    word = lowest_bit(scratch->summary);
+    word = LIKELY(scratch->summary & 1) ? 0 : lowest_bit(scratch->summary);
     if (word >= FILTER_WORDS)
         return -1;
     bits = scratch->hits[word];
     bit = lowest_bit(bits) & 63;
-    bits &= bits - 1;
+    bits &= bits - 1; // what is left
     scratch->hits[word] = bits;
     if (!bits)
         scratch->summary &= scratch->summary - 1;
@@ -116,16 +115,10 @@ INLINE void count_and_sample(struct xdp_md *ctx, struct filter_scratch *scratch,
 
     if (!counter || !sampler)
         return;
-    if (verdict == FILTER_DROPPED) {
-        counter->packets[FILTER_DROPPED]++;
-        counter->bytes[FILTER_DROPPED] += ctx->data_end - ctx->data;
-    } else if (verdict == FILTER_WOULD_DROP) {
-        counter->packets[FILTER_WOULD_DROP]++;
-        counter->bytes[FILTER_WOULD_DROP] += ctx->data_end - ctx->data;
-    } else {
-        counter->packets[FILTER_PASSED]++;
-        counter->bytes[FILTER_PASSED] += ctx->data_end - ctx->data;
-    }
+    if (verdict >= FILTER_VERDICTS)
+        return;
+    counter->packets[verdict]++;
+    counter->bytes[verdict] += ctx->data_end - ctx->data;
     packets = counter->packets[0] + counter->packets[1] + counter->packets[2];
     shift = sample_now(sampler, packets, budget, window);
     if (UNLIKELY(shift)) {
@@ -173,10 +166,10 @@ INLINE u64 filter_act(struct xdp_md *ctx, struct filter_scratch *scratch)
     scratch->decided = 0;
     if (!config)
         return 0;
-    if ((call_source_sets(ctx) | call_destination_sets(ctx)) & FILTER_ALLOW) {
+    if (config->flags & FILTER_ALLOWING && (call_source_sets(ctx) | call_destination_sets(ctx)) & FILTER_ALLOW) {
         scratch->allowed++;
     } else {
-        scratch->now = bpf_ktime_get_coarse_ns();
+        scratch->now = bpf_jiffies64();
         scratch->window = config->window;
         if (config->flags & FILTER_LIMITS)
             find_limited(ctx, scratch);

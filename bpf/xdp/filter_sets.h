@@ -32,15 +32,14 @@ INLINE u32 sets_of_spans(u32 address, u32 low, u32 high)
 
 INLINE u32 sets_of_ipv4(const struct filter_config *config, u32 address)
 {
-    u32 half = config->half & 1, at = half << 16 | address >> 16;
+    u32 at = (config->half & 1) << 16 | address >> 16;
     struct filter_chunk *chunk = bpf_map_lookup_elem(map(filter_chunks), &at);
 
     if (!chunk)
         return 0;
     if (LIKELY(!chunk->count))
         return chunk->first;
-    at = chunk->first + (half ? config->half_chunks : 0);
-    return sets_of_spans(address, at, at + chunk->count);
+    return sets_of_spans(address, chunk->first, chunk->first + chunk->count);
 }
 
 INLINE u32 sets_of_ipv6(const void *address)

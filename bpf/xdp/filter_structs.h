@@ -17,7 +17,7 @@ enum filter_verdict { FILTER_PASSED, FILTER_DROPPED, FILTER_WOULD_DROP, FILTER_V
 
 // A rule's part that changes while it runs: by its slot.
 struct filter_rule {
-    u64 deadline; // CLOCK_MONOTONIC, ns: no effect from then on
+    u64 deadline; // in jiffies: no effect from then on
     u64 interval; // of a limit: ns a packet
     u64 burst; // of a limit: ns of packets that may come at once
     u32 budget; // samples a CPU takes in a window
@@ -60,14 +60,14 @@ struct filter_config {
     u64 flags;
     u32 window; // jiffies
     u32 budget; // samples of passed traffic that a CPU takes in a window
-    u32 half; // which half of the address tables holds
-    u32 half_chunks; // where the second half of the intervals starts
+    u32 half; // which half of filter_chunks holds
+    u32 unused;
 };
-enum { FILTER_SETS4 = 1, FILTER_SETS6 = 2, FILTER_NEXT = 4, FILTER_LIMITS = 8 }; // flags
+enum { FILTER_SETS4 = 1, FILTER_SETS6 = 2, FILTER_NEXT = 4, FILTER_LIMITS = 8, FILTER_ALLOWING = 16 }; // flags
 
 #define FILTER_ALLOW 1u // the bit of the allow-list among sets
 
-// IPv4 sets: what the first 16 bits lead to. count 0: `first` is the sets of all of them.
+// IPv4 sets: what the first 16 bits lead to, spans from `first` on. count 0: `first` is the sets of all of them.
 struct filter_chunk {
     u32 first, count;
 };

@@ -156,10 +156,12 @@ class Assembler:
             if not alive[at]:
                 continue
             if at in goals:
-                offset = moved[goals[at]] - moved[at] - 1
-                if not -REACH <= offset <= REACH:
-                    raise TooFarError(f"a jump over {offset} instructions")
-            out.append(_PACK(opcode, registers, offset, number))
+                distance = moved[goals[at]] - moved[at] - 1
+                if not -REACH <= distance <= REACH:
+                    raise TooFarError(f"a jump over {distance} instructions")
+                out.append(_PACK(opcode, registers, distance, number))
+            else:
+                out.append(_PACK(opcode, registers, offset, number))
         self.calls = [(moved[at], name) for at, name in self.calls if alive[at]]
         return b"".join(out)
 

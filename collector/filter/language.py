@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
@@ -197,15 +196,3 @@ def check(rule: Rule, sets: Sequence[str] = ()) -> Expression | None:
     if missing:
         raise UsageError(f"rule {rule.id}: there is no address set @{min(missing)}; define it or correct the name")
     return expression
-
-
-def prefixes(texts: Sequence[str], where: str) -> list[tuple[int, bytes, int]]:
-    """(IP version, address of 4 or 16 bytes, prefix length) of each; raises :class:`UsageError`."""
-    found = []
-    for text in texts:
-        try:
-            network = ip_network(text, strict=False)
-        except ValueError:
-            raise UsageError(f"{where}: `{text}` is not an address or prefix like 192.0.2.0/24") from None
-        found.append((network.version, network.network_address.packed, network.prefixlen))
-    return found

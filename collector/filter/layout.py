@@ -1,7 +1,6 @@
 """The structs of bpf/xdp/filter_structs.h that Python writes and reads; sizes are compared with the kernel's maps."""
 
 import struct
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +34,7 @@ ACTIONS = {"": 0, "drop": 1, "pass": 2, "sample": 3, "limit": 4}
 MODES = {"shadow": 0, "enforce": 1}
 VERDICTS = ("pass", "drop", "shadow")
 TOP_KINDS = ("source", "source_net", "destination", "port", "length", "ttl")
-SETS4, SETS6, NEXT, LIMITS = 1, 2, 4, 8  # flags of the configuration
+SETS4, SETS6, NEXT, LIMITS, ALLOWING = 1, 2, 4, 8, 16  # flags of the configuration
 SHIFTS = 24  # at most one packet in 2^23 is sampled
 WINDOW_MS = 100  # of adaptive sampling
 BURST_NS = 100_000_000  # what a limit lets through at once
@@ -47,7 +46,7 @@ class Control:
 
     action: str = ""
     mode: str = "shadow"
-    deadline: int = 0  # CLOCK_MONOTONIC, ns
+    deadline: int = 0  # jiffies
     budget: int = 0  # samples of a CPU in a window
     packets_per_second: int = 0
     prefix: int = 32
@@ -59,11 +58,6 @@ class Control:
         return RULE.pack(
             self.deadline, interval, burst, self.budget, ACTIONS[self.action], MODES[self.mode], self.prefix, 0
         )
-
-
-def monotonic(wall: float) -> int:
-    """A wall-clock time (seconds since 1970) on the kernel's monotonic clock, in ns, at least 0."""
-    return max(0, time.monotonic_ns() + round((wall - time.time()) * 1e9))
 
 
 def window_budget(per_second: int, cpus: int) -> int:
