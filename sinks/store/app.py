@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from starlette.applications import Starlette
@@ -33,6 +33,31 @@ from sinks.store.wire import PIECE, ClientGone, Wire
 
 MOST_QUERIES = 64
 log = logging.getLogger("bpfleet.store")
+
+
+class Running:
+    """What a request runs now, to be killed when its client leaves; never what runs there after it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+        self._guard = threading.Lock()
+
+    @contextlib.contextmanager
+    def on(self, connection: Connection) -> Iterator[None]:
+        """While inside, ``connection`` works for this request."""
+        self._connection = connection
+        try:
+            yield
+        finally:
+            with self._guard:  # a kill under way ends first
+                self._connection = None
+
+    def kill(self) -> None:
+        """Nobody waits for the answer."""
+        with self._guard:
+            if self._connection:
+                self._engine.kill(self._connection)
 
 
 class Queries:
@@ -88,11 +113,10 @@ class Queries:
             raise StoreError(TOO_MANY_SIMULTANEOUS_QUERIES, message)
         self._running += 1
         loop = asyncio.get_running_loop()
-        running: list[Connection] = []
+        running = Running(self._engine)
 
         async def gone() -> None:
-            for connection in running:
-                await loop.run_in_executor(None, self._engine.kill, connection)
+            await loop.run_in_executor(None, running.kill)
 
         watcher = asyncio.create_task(wire.watch(gone))
         try:
@@ -101,7 +125,7 @@ class Queries:
             self._running -= 1
             watcher.cancel()
 
-    def _serve(self, asked: Asked, head: bytes, wire: Wire, running: list[Connection]) -> Answer | None:
+    def _serve(self, asked: Asked, head: bytes, wire: Wire, running: "Running") -> Answer | None:
         """In a worker thread: from the head of the body to the answer."""
         text = f"{asked.query}\n".encode() + head if asked.query else head
         parsed = statement.parse(text.decode(errors="surrogateescape"))
@@ -109,13 +133,9 @@ class Queries:
             raise StoreError(QUERY_IS_TOO_LARGE, f"Max query size exceeded: {PIECE} bytes")
         if greeting := native.greeting(parsed.text, *self.server.name_version_timezone):
             return self.server.whole(greeting, Summary(), asked.query_id, "Native", asked.encoding)
-        with self._connection(asked) as connection:
-            running.append(connection)
-            try:
-                connection.prepare(asked.database, insert.settings(asked, parsed))
-                return self._run(connection, asked, parsed, text, wire)
-            finally:
-                running.clear()
+        with self._connection(asked) as connection, running.on(connection):
+            connection.prepare(asked.database, insert.settings(asked, parsed))
+            return self._run(connection, asked, parsed, text, wire)
 
     def _run(
         self, connection: Connection, asked: Asked, parsed: statement.Statement, text: bytes, wire: Wire
@@ -125,7 +145,7 @@ class Queries:
         if parsed.data is not None:
             start = len(_characters(text, parsed.data))
             return insert.run(connection, asked, parsed, text[start:], wire, self.server)
-        plan = connection.raw.classify_query(parsed.text)
+        plan = connection.raw.classify_query(parsed.sql)
         if plan["statement_count"] == 0:
             raise StoreError(SYNTAX_ERROR, "Empty query")
         if plan["statement_count"] > 1:
@@ -144,7 +164,7 @@ class Queries:
         return answer
 
     @contextlib.contextmanager
-    def _connection(self, asked: Asked):  # type: ignore[no-untyped-def]
+    def _connection(self, asked: Asked) -> Iterator[Connection]:
         if not asked.session:
             connection = self._engine.borrow()
             try:

@@ -36,7 +36,9 @@ class Connection:
         self._database = "default"
         self.run(f"SET log_comment = {literal(tag)}")
 
-    def run(self, text: str, form: str = "TabSeparated", params: Mapping[str, str] | None = None) -> Any:
+    def run(
+        self, text: str | bytes, form: str = "TabSeparated", params: Mapping[str, str] | None = None
+    ) -> Any:
         """One statement to its end; the engine's result object. Raises :class:`StoreError`."""
         try:
             return self.raw.query(text, form, params=dict(params or {}))

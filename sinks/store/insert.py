@@ -28,7 +28,8 @@ def run(
 ) -> Answer:
     """``first`` is the data that came with the statement; the rest is read from the wire.
 
-    The answer is made after the engine committed. A body that breaks off commits nothing.
+    The answer is made after the engine committed. A body that breaks off commits no block that it had not
+    filled (about a million rows each), as with a server.
     """
     stream = _begin(connection, statement)
     try:
@@ -48,6 +49,6 @@ def run(
 
 def _begin(connection: Connection, statement: Statement) -> Any:
     try:
-        return connection.raw.send_insert(statement.text, statement.format)
+        return connection.raw.send_insert(statement.sql, statement.format)
     except RuntimeError as error:
         raise from_engine(error) from None

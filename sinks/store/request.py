@@ -85,25 +85,27 @@ def _session_timeout(text: str) -> float:
 def authenticate(request: Request, user: str, password: str) -> None:
     """Compare with the one user there is; raises :class:`StoreError` 516."""
     given_user, given_password = _credentials(request)
-    same_user = hmac.compare_digest(given_user.encode(), user.encode())
-    same_password = not password or hmac.compare_digest(given_password.encode(), password.encode())
+    same_user = hmac.compare_digest(given_user, user.encode())
+    same_password = not password or hmac.compare_digest(given_password, password.encode())
     if not (same_user and same_password):
-        shown = "".join(each for each in given_user[:64] if each.isprintable())
+        shown = "".join(each for each in given_user[:64].decode(errors="replace") if each.isprintable())
         message = "Authentication failed: password is incorrect, or there is no user with such name"
         raise StoreError(AUTHENTICATION_FAILED, f"{shown}: {message}")
 
 
-def _credentials(request: Request) -> tuple[str, str]:
+def _credentials(request: Request) -> tuple[bytes, bytes]:
     headers = request.headers
     if "x-clickhouse-user" in headers or "x-clickhouse-key" in headers:
-        return headers.get("x-clickhouse-user", "default"), headers.get("x-clickhouse-key", "")
+        user, password = headers.get("x-clickhouse-user", "default"), headers.get("x-clickhouse-key", "")
+        return user.encode("latin-1"), password.encode("latin-1")  # the header's own bytes
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         try:
-            user, _, password = base64.b64decode(token, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+            given_user, _, given_password = base64.b64decode(token, validate=True).partition(b":")
+        except (binascii.Error, ValueError):
             raise StoreError(AUTHENTICATION_FAILED, "Invalid Basic authentication header") from None
-        return user, password
+        return given_user, given_password
     if scheme:
         raise StoreError(AUTHENTICATION_FAILED, f"Unsupported authentication scheme {scheme[:20]!r}")
-    return request.query_params.get("user", "default"), request.query_params.get("password", "")
+    url = request.query_params
+    return url.get("user", "default").encode(), url.get("password", "").encode()

@@ -26,9 +26,9 @@ def run(
     """Serve it; None when the answer has been streamed. Raises :class:`StoreError`, :class:`ClientGone`."""
     form = statement.format or asked.format
     if not (statement.streams and form in _JOINS):
-        result = connection.run(statement.text, form, asked.params)
+        result = connection.run(statement.sql, form, asked.params)
         return server.whole(result.bytes(), Summary.of(result), asked.query_id, form, asked.encoding)
-    pieces = _pieces(connection, statement.text, form, asked.params)
+    pieces = _pieces(connection, statement.sql, form, asked.params)
     summary = Summary()
     held: list[bytes] = []
     size = 0
@@ -43,7 +43,7 @@ def run(
 
 
 def _pieces(
-    connection: Connection, text: str, form: str, params: dict[str, str]
+    connection: Connection, text: bytes, form: str, params: dict[str, str]
 ) -> Iterator[tuple[bytes, Summary]]:
     try:
         stream = connection.raw.send_query(text, form, params=params)

@@ -56,6 +56,10 @@ class Statement:
     data: int | None = None  # where an insert's data starts; None when it carries none
     streams: bool = False  # its answer can be sent while it is being made
 
+    @property
+    def sql(self) -> bytes:
+        """``text`` as the client sent it: a statement need not be UTF-8."""
+        return self.text.encode(errors="surrogateescape")
 
 
 def tokens(text: str) -> Iterator[Token]:
