@@ -47,7 +47,7 @@ INLINE void write_ipv4(void *outer, struct packet *p, const struct lb_backend *t
 {
     u64 varied = (u32)hash & to->source_mask;
     u64 total = BE16(length), tos = p->class;
-    u64 sum = to->checksum + total + (tos << 8) + (varied & 0xffff) + (varied >> 16);
+    u64 sum = to->checksum + total + (tos << 8) + (protocol << 8) + (varied & 0xffff) + (varied >> 16);
 
     *(u64 *)outer = 0x45 | tos << 8 | total << 16 | (u64)BE16(IPV4_DONT_FRAGMENT) << 48;
     *(u32 *)(outer + 8) = LB_TTL | protocol << 8 | (u32)csum_fold(sum) << 16;

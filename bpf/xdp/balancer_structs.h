@@ -46,7 +46,7 @@ struct lb_backend {
     u16 mtu; // largest IP packet that fits with the outer header
     u16 zero;
     u32 ifindex; // where LB_BACKEND_REDIRECT leaves
-    u32 checksum; // IPv4: sum of the outer header without length, type of service and the varied source
+    u32 checksum; // IPv4: sum of the outer header but length, type of service, protocol, varied source
     u32 source_mask; // network order: bits of the IPv4 source (IPv6: of its last four bytes) that vary
     u8 macs[12]; // next hop's, ours
     u8 source[16]; // of the outer header; varied bits 0

@@ -83,8 +83,8 @@ class Balancer(Struct, forbid_unknown_fields=True, frozen=True):
     source_ipv6: str = "fd00:254::/96"
     next_hop: Mac | None = None  # where encapsulated packets go; otherwise asked of the kernel
     mtu: Annotated[int, Meta(ge=1400, le=65535)] = 1500  # of the way to the reals
-    seed: Annotated[int, Meta(ge=0, lt=1 << 64)] = (
-        0x62706665_6C656574  # of flow hashes, same on all balancers
+    seed: Annotated[int, Meta(ge=0, le=(1 << 62) - 1)] = (
+        0x2070_6665_6C65_6574  # of flow hashes; same everywhere
     )
     limits: Limits = field(default_factory=Limits)
 

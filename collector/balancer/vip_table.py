@@ -1,14 +1,17 @@
 """The table of VIPs that the program reads: each key in one of two places, see bpf/xdp/balancer_vip.h."""
 
+import hashlib
+import ipaddress
 import struct
 
 import numpy as np
 
-from collector.balancer.flow import HASH_A, HASH_B, Address, mapped
+from collector.balancer.flow import HASH_A, HASH_B, mapped
 from collector.balancer.layout import CONSTANTS, VIP, VIP_KEY, record
 from collector.balancer.maglev import Array
 from schemas.errors import BpfleetError
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 PLACES_LOG2 = CONSTANTS["VIP_PLACES_LOG2"]
 PLACES = 1 << PLACES_LOG2
 MAX_KEYS = PLACES // 4  # so that nearly every key has its first place
@@ -22,9 +25,11 @@ def key(address: bytes, port: int = 0, protocol: int = 0) -> bytes:
     return record(VIP_KEY, address=address, port=network_order, protocol=protocol, used=1)
 
 
-def address_of(address: Address | int) -> bytes:
-    """The 16 bytes a VIP is known by: its address, or the made-up one of prefix number ``address``."""
-    return b"\xff" * 8 + address.to_bytes(8, "big") if isinstance(address, int) else mapped(address)
+def address_of(network: Network) -> bytes:
+    """The 16 bytes VIPs are known by: their address, or the made-up one of their prefix."""
+    if network.num_addresses == 1:
+        return mapped(network.network_address)
+    return b"\xff" * 8 + hashlib.blake2b(str(network).encode(), digest_size=8).digest()
 
 
 def places(key: bytes) -> tuple[int, int]:

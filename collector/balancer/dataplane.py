@@ -1,0 +1,225 @@
+"""The balancer in the kernel: its maps and program, pinned in bpffs so that they outlive this process.
+
+    with Dataplane.open(place, limits) as plane:      # finds what is pinned, makes and loads what is not
+        plane.attach("eth0", "native")                # replaces an older program atomically
+        plane.write_ring(3, slots); plane.read_ring(3)
+
+Pins under ``place`` (/sys/fs/bpf/bpfleet/lb): one for each map by its name, `program`, `link_<interface>`.
+"""
+
+import hashlib
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from collector import bpf_sys, loader, xdp
+from collector.balancer.layout import BACKEND, COUNTERS, FOLDER, RING_SLOTS, SLOT, VIP, Dtype
+from collector.balancer.maglev import Array
+from collector.balancer.model import Limits
+from collector.balancer.vip_table import PLACES
+from collector.bpf_map import Map, MapType
+from collector.bpf_sys import Command
+from schemas.errors import BpfleetError
+
+PLACE = "lb"  # under collector.xdp.PINS
+PROGRAM = "program"
+_MMAPABLE = 1 << 10  # BPF_F_MMAPABLE
+_REASON_STRIDE = 64
+_PAGE = mmap.PAGESIZE
+
+
+def u32(number: int) -> bytes:
+    """A key or value of a map: four bytes."""
+    return struct.pack("=I", number)
+
+
+def digest() -> str:
+    """What the program is made of: the sources and the kernel that checked them."""
+    made_of = hashlib.blake2b(platform.release().encode(), digest_size=16)
+    for file in sorted(
+        [*FOLDER.glob("*.h"), FOLDER / "balancer.bpf.c", *(loader.ROOT / "common").glob("*.h")]
+    ):
+        made_of.update(file.read_bytes())
+    return made_of.hexdigest()
+
+
+def _inner(value: Dtype, entries: int, name: str) -> Map:
+    """An array that this process can write in place, to be put into a map of maps."""
+    return Map.create(MapType.ARRAY, 4, value.itemsize, entries, name, flags=_MMAPABLE)
+
+
+def _view(array: Map, value: Dtype) -> Array:
+    """The array's memory; it is unmapped when the view is gone."""
+    size = -(-array.max_entries * value.itemsize // _PAGE) * _PAGE
+    memory = mmap.mmap(array.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    return np.frombuffer(memory, value, array.max_entries)
+
+
+@dataclass
+class Dataplane:
+    """The open maps by name, and the program's descriptor. ``fresh``: the maps were made just now."""
+
+    place: Path
+    maps: dict[str, Map]
+    program: int
+    fresh: bool
+
+    @classmethod
+    def open(cls, place: Path, limits: Limits, known: str = "") -> "Dataplane":
+        """What is pinned at ``place``; the program is compiled unless its digest is ``known`` already.
+
+        Raises :class:`BpfleetError` when maps of other sizes are pinned there.
+        """
+        place = xdp.pin_directory(str(place.relative_to(xdp.PINS)))
+        pins = {each.name: each for each in place.iterdir() if each.name.startswith("lb_")}
+        fresh = "lb_rings" not in pins
+        if not fresh and known == digest() and (place / PROGRAM).exists():
+            maps = {name: Map.pinned(pin) for name, pin in pins.items()}
+            return cls(place, maps, bpf_sys.obj_get(place / PROGRAM), False)
+        given = _outer_maps(place, limits)
+        sizes = {
+            "lb_backends": limits.backends + 1, "lb_counters": limits.backends + 1,
+            "lb_reasons": (limits.vips + 1) * _REASON_STRIDE, "lb_flows": limits.flows,
+        }  # fmt: skip
+        names = [name for name in _declared() if name not in given]
+        source = loader.Source(
+            "balancer", FOLDER / "balancer.bpf.c", given=given, sizes=sizes, attach=False,
+            pins={name: str(place / name) for name in names},
+        )  # fmt: skip
+        result = loader.load([source])
+        if result.failed:
+            raise BpfleetError(f"cannot load the balancer: {result.failed['balancer']}")
+        loaded = result.loaded["balancer"]
+        program = loaded.programs[0].fd
+        (place / PROGRAM).unlink(missing_ok=True)
+        bpf_sys.pin(program, place / PROGRAM)
+        return cls(place, loaded.maps, program, fresh)
+
+    def __enter__(self) -> "Dataplane":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the descriptors back; what is pinned goes on."""
+        for each in self.maps.values():
+            each.close()
+        os.close(self.program)
+
+    def attach(self, interface: str, mode: str = "auto") -> None:
+        """Put the program on an interface, in the place of an older one of ours if there is one."""
+        xdp.attach(self.program, interface, mode=mode, pin=self.place / f"link_{interface}").close()
+
+    def detach(self, interface: str) -> None:
+        """Take the program off an interface."""
+        found = xdp.attached(interface, self.place / f"link_{interface}")
+        if found:
+            found.detach()
+
+    def interfaces(self) -> list[str]:
+        """Where the program is attached."""
+        return sorted(each.name.removeprefix("link_") for each in self.place.glob("link_*"))
+
+    def remove(self) -> None:
+        """Detach and forget everything. The maps live until this object is closed."""
+        for interface in self.interfaces():
+            self.detach(interface)
+        for each in self.place.iterdir():
+            each.unlink()
+        self.place.rmdir()
+
+    def read_ring(self, vip: int) -> Array | None:
+        """A copy of the slots of a VIP's ring; None if it has none."""
+        with self._inside("lb_rings", vip) as ring:
+            return None if ring is None else _view(ring, SLOT).copy()
+
+    def write_ring(self, vip: int, slots: Array) -> None:
+        """Replace the whole ring of a VIP at once."""
+        self._replace("lb_rings", vip, slots, SLOT, RING_SLOTS)
+
+    def read_vips(self) -> Array:
+        """The table of VIPs, every place of it."""
+        with self._inside("lb_vips", 0) as table:
+            return np.zeros(PLACES, VIP) if table is None else _view(table, VIP).copy()
+
+    def write_vips(self, table: Array) -> None:
+        """Replace the whole table of VIPs at once."""
+        self._replace("lb_vips", 0, table.view(VIP).reshape(-1), VIP, PLACES)
+
+    @contextmanager
+    def _inside(self, outer: str, at: int) -> Iterator[Map | None]:
+        number = self.maps[outer].lookup(u32(at))
+        if number is None:
+            yield None
+            return
+        inner = Map.of(bpf_sys.fd_by_id(Command.MAP_FD_BY_ID, struct.unpack("=I", number)[0]))
+        try:
+            yield inner
+        finally:
+            inner.close()
+
+    def _replace(self, outer: str, at: int, values: Array, kind: Dtype, entries: int) -> None:
+        inner = _inner(kind, entries, f"{outer}_{at}")
+        try:
+            _view(inner, kind)[:] = values
+            self.maps[outer].update(u32(at), u32(inner.fd))
+        finally:
+            inner.close()
+
+    def read_backends(self) -> Array:
+        """Every backend, by its number."""
+        _, values, count = self.maps["lb_backends"].read()
+        return np.frombuffer(bytes(values), BACKEND, count)
+
+    def read_counters(self) -> Array:
+        """Packets, bytes and flows of every backend, summed over CPUs."""
+        _, values, count = self.maps["lb_counters"].read()
+        each = np.frombuffer(bytes(values), np.uint64).reshape(count, -1, COUNTERS.itemsize // 8)
+        total = np.zeros(count, COUNTERS)
+        for at, name in enumerate(COUNTERS.names or ()):
+            total[name] = each[:, :, at].sum(axis=1)
+        return total
+
+    def read_reasons(self) -> Array:
+        """How often each VIP number (0: no VIP) saw each reason, summed over CPUs: [vip, reason]."""
+        _, values, count = self.maps["lb_reasons"].read()
+        sums: Array = np.frombuffer(bytes(values), np.uint64).reshape(count, -1).sum(axis=1)
+        return sums.reshape(-1, _REASON_STRIDE)
+
+
+def _declared() -> list[str]:
+    text = (FOLDER / "balancer_maps.h").read_text()
+    return [line.split(",")[1].strip() for line in text.splitlines() if line.startswith("MAP")]
+
+
+def _outer_maps(place: Path, limits: Limits) -> dict[str, Map]:
+    """The two maps of maps, which need a template of what they hold."""
+    made = {}
+    for name, kind, entries, inner in (
+        ("lb_rings", SLOT, limits.vips + 1, RING_SLOTS),
+        ("lb_vips", VIP, 1, PLACES),
+    ):
+        if (place / name).exists():
+            made[name] = Map.pinned(place / name)
+            if made[name].max_entries != entries:
+                raise BpfleetError(
+                    f"the balancer at {place} was made with other limits; "
+                    "`bpfleet lb remove` takes it down to be made anew"
+                )
+            continue
+        template = _inner(kind, inner, name)
+        made[name] = Map.create(MapType.ARRAY_OF_MAPS, 4, 4, entries, name, inner_fd=template.fd)
+        template.close()
+        made[name].pin(place / name)
+    return made

@@ -1,0 +1,221 @@
+"""From the configuration to the bytes of the maps."""
+
+import hashlib
+import ipaddress
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from collector.balancer import maglev, next_hop, ring, vip_table
+from collector.balancer.dataplane import Dataplane, u32
+from collector.balancer.flow import PROTOCOLS, mapped
+from collector.balancer.layout import (
+    BACKEND,
+    CONSTANTS,
+    FLAGS,
+    PREFIX_KEY,
+    QUIC_KEY,
+    SETTINGS,
+    SOURCE_KEY,
+    VIP,
+    record,
+)
+from collector.balancer.ledger import Ledger
+from collector.balancer.maglev import Array
+from collector.balancer.model import Balancer, Real, Vip
+from collector.bpf_map import Map, possible_cpus
+
+HEADER_BYTES = {("ipip", 4): 20, ("ipip", 6): 40, ("gue", 4): 28, ("gue", 6): 48}
+_NEVER = 0xFFFFFFFF
+_REFILL_TICKS = 16
+
+
+class Hops:
+    """The next hops of a configuration's reals, each asked for once."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        self._balancer = balancer
+        self._found: dict[tuple[str, str | None], next_hop.Hop] = {}
+
+    def resolve(self) -> None:
+        """Ask for all of them. Raises :class:`BpfleetError`."""
+        for vip in self._balancer.vips.values():
+            for real in vip.reals:
+                self.of(real)
+
+    def of(self, real: Real) -> next_hop.Hop:
+        """Where packets to ``real`` go."""
+        mac = real.mac or self._balancer.next_hop
+        key = (real.address if not mac else "", mac)
+        if key not in self._found:
+            if mac and self._balancer.interfaces:
+                self._found[key] = next_hop.via(self._balancer.interfaces[0], mac)
+            elif mac:
+                self._found[key] = next_hop.Hop("", 0, next_hop.mac_bytes(mac) + bytes(6))
+            else:
+                self._found[key] = next_hop.find(real.address)
+        return self._found[key]
+
+
+def backend(balancer: Balancer, vip: Vip, real: Real, hops: Hops) -> bytes:
+    """``struct lb_backend`` of a real of a VIP."""
+    address = ipaddress.ip_address(real.address)
+    hop = hops.of(real)
+    flags = FLAGS["BACKEND_LIVE"]
+    flags |= FLAGS["BACKEND_IPV6"] if address.version == 6 else 0
+    flags |= FLAGS["BACKEND_GUE"] if vip.encapsulation == "gue" else 0
+    flags |= FLAGS["BACKEND_REDIRECT"] if hop.interface not in ("", *balancer.interfaces) else 0
+    source = ipaddress.ip_network(balancer.source_ipv4 if address.version == 4 else balancer.source_ipv6)
+    varied = 0 if vip.encapsulation == "gue" else int(source.hostmask) & 0xFFFFFFFF
+    mtu = balancer.mtu - HEADER_BYTES[vip.encapsulation, address.version]
+    return record(
+        BACKEND, flags=flags, mtu=mtu, ifindex=hop.index,
+        checksum=_header_sum(real, source.network_address) if address.version == 4 else 0,
+        source_mask=int.from_bytes(struct.pack("!I", varied), "little"), macs=hop.macs,
+        source=mapped(source.network_address), address=mapped(address),
+    )  # fmt: skip
+
+
+def _header_sum(real: Real, source: Any) -> int:
+    """The sum of the 16-bit words of the outer IPv4 header that are the same for every packet."""
+    destination = ipaddress.ip_address(real.address).packed
+    fixed = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0x4000, CONSTANTS["TTL"], 0, 0)
+    return sum(struct.unpack("<10H", fixed + source.packed + destination))
+
+
+def ring_digest(vip: Vip, numbers: list[int]) -> str:
+    """What the ring depends on; the same digest, the same ring."""
+    parts = sorted((number, real.wanted) for number, real in zip(numbers, vip.reals, strict=True))
+    return hashlib.blake2b(repr((parts, vip.untracked)).encode(), digest_size=16).hexdigest()
+
+
+def slots(vip: Vip, numbers: list[int]) -> Array:
+    """The backend number of each slot."""
+    owners = maglev.ring([real.address for real in vip.reals], [real.wanted for real in vip.reals])
+    wanted: Array = np.array(numbers, np.uint16)[owners]
+    return wanted
+
+
+def _vip_flags(vip: Vip) -> int:
+    chosen = {
+        "VIP_QUIC": vip.quic_id_bytes > 0,
+        "VIP_SOURCE_ROUTES": bool(vip.source_routes),
+        "VIP_SOURCE_HASH": vip.source_hash,
+        "VIP_UNTRACKED": vip.untracked,
+    }
+    return sum(FLAGS[name] for name, on in chosen.items() if on)
+
+
+def _entry(balancer: Balancer, vip: Vip, number: int, learn_until: int, key: bytes) -> bytes:
+    rest = record(
+        VIP, number=number, seed=balancer.seed, flags=_vip_flags(vip),
+        sample_mask=vip.sample - 1 if vip.sample else _NEVER, idle=ring.ticks(vip.idle_seconds),
+        learn_until=learn_until, quic_id_bytes=vip.quic_id_bytes,
+    )  # fmt: skip
+    return key + rest[len(key) :]
+
+
+def write_vips(plane: Dataplane, ledger: Ledger, balancer: Balancer, changing: list[str]) -> None:
+    """Everything packets are looked up by; UDP VIPs whose ring is about to change begin to learn."""
+    now = ring.now_ticks()
+    old = plane.read_vips()
+    learning = {int(each["number"]): int(each["learn_until"]) for each in old[old["used"] == 1]}
+    entries: dict[bytes, bytes] = {}
+    for name, vip in balancer.vips.items():
+        number, address = ledger.vips.taken[name], vip_table.address_of(vip.network)
+        until = learning.get(number, 0)
+        if name in changing and vip.protocol == "udp":
+            until = now + ring.ticks(vip.udp_idle_seconds)
+        for key in (vip_table.key(address, vip.port, PROTOCOLS[vip.protocol]), vip_table.key(address)):
+            entries[key] = _entry(balancer, vip, number, until, key)
+    _sync(plane.maps["lb_prefixes"], _prefixes(balancer), add_only=True)
+    _sync(plane.maps["lb_sources"], _sources(ledger, balancer))
+    _sync(plane.maps["lb_quic_ids"], _quic_ids(ledger, balancer))
+    _write_settings(plane, balancer)
+    table = vip_table.build(entries)
+    if table.tobytes() != old.tobytes():
+        plane.write_vips(table)
+    _sync(plane.maps["lb_prefixes"], _prefixes(balancer))
+
+
+def _prefixes(balancer: Balancer) -> dict[bytes, bytes]:
+    found = {}
+    for vip in balancer.vips.values():
+        if vip.is_prefix:
+            network = vip.network
+            length = network.prefixlen + (96 if network.version == 4 else 0)
+            key = record(PREFIX_KEY, length=length, address=mapped(network.network_address))
+            found[key] = vip_table.address_of(network)
+    return found
+
+
+def _sources(ledger: Ledger, balancer: Balancer) -> dict[bytes, bytes]:
+    found = {}
+    for name, vip in balancer.vips.items():
+        for text, real in vip.source_routes.items():
+            network = ipaddress.ip_network(text)
+            length = 32 + network.prefixlen + (96 if network.version == 4 else 0)
+            number = ledger.vips.taken[name]
+            key = record(SOURCE_KEY, length=length, vip=number, address=mapped(network.network_address))
+            found[key] = u32(ledger.backend(name, real))
+    return found
+
+
+def _quic_ids(ledger: Ledger, balancer: Balancer) -> dict[bytes, bytes]:
+    """A server id stands for its real in every configuration rotation but the unroutable one."""
+    found = {}
+    for name, vip in balancer.vips.items():
+        for real in vip.reals:
+            if real.quic_id:
+                server = bytes.fromhex(real.quic_id).ljust(CONSTANTS["QUIC_ID_BYTES"], b"\0")
+                for rotation in range(7):
+                    key = record(QUIC_KEY, vip=ledger.vips.taken[name], rotation=rotation, id=server)
+                    found[key] = u32(ledger.backend(name, real.address))
+    return found
+
+
+def _sync(table: Map, wanted: dict[bytes, bytes], *, add_only: bool = False) -> None:
+    """Bring a small map to what is wanted, key by key."""
+    for key, value in wanted.items():
+        if table.lookup(key) != value:
+            table.update(key, value)
+    if not add_only:
+        for key in [each for each in table if each not in wanted]:
+            table.delete(key)
+
+
+def _write_settings(plane: Dataplane, balancer: Balancer) -> None:
+    """``budget``: half the table may fill at once; ``refill``: again within the longest idle time."""
+    flows = plane.maps["lb_flows"].max_entries
+    budget = max(1, flows // 2 // possible_cpus())
+    idle = max((ring.ticks(vip.idle_seconds) for vip in balancer.vips.values()), default=1)
+    value = record(
+        SETTINGS, any_port=any(vip.port == 0 for vip in balancer.vips.values()),
+        prefixes=any(vip.is_prefix for vip in balancer.vips.values()),
+        budget=budget, refill=max(1, budget * _REFILL_TICKS // idle),
+    )  # fmt: skip
+    plane.maps["lb_settings"].update(u32(0), value)
+
+
+def vip_changes(name: str, old: Vip, new: Vip) -> list[str]:
+    """What differs between two versions of a VIP, a line each."""
+    lines = []
+    before, after = ({real.address: real for real in vip.reals} for vip in (old, new))
+    for address in sorted({*before, *after}):
+        was, will = before.get(address), after.get(address)
+        if was is None or will is None:
+            lines.append(f"{'-' if will is None else '+'} real {address} of vip {name}")
+        elif was != will:
+            lines.append(f"~ real {address} of vip {name}: {_differences(was, will)}")
+    rest = _differences(msgspec.structs.replace(old, reals=[]), msgspec.structs.replace(new, reals=[]))
+    return lines + ([f"~ vip {name}: {rest}"] if rest else [])
+
+
+def _differences(old: msgspec.Struct, new: msgspec.Struct) -> str:
+    return ", ".join(
+        f"{each} {getattr(old, each)} -> {getattr(new, each)}"
+        for each in old.__struct_fields__
+        if getattr(old, each) != getattr(new, each)
+    )
