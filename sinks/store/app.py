@@ -128,7 +128,7 @@ class Queries:
     def _serve(self, asked: Asked, head: bytes, wire: Wire, running: "Running") -> Answer | None:
         """In a worker thread: from the head of the body to the answer."""
         text = f"{asked.query}\n".encode() + head if asked.query else head
-        parsed = statement.parse(text.decode(errors="surrogateescape"))
+        parsed = statement.parse(text)
         if parsed.data is None and not wire.whole:
             raise StoreError(QUERY_IS_TOO_LARGE, f"Max query size exceeded: {PIECE} bytes")
         if greeting := native.greeting(parsed.text, *self.server.name_version_timezone):
@@ -143,8 +143,7 @@ class Queries:
         if parsed.kind == "INSERT" and asked.read_only:
             raise StoreError(READONLY, f"{self._user}: Cannot execute query in readonly mode")
         if parsed.data is not None:
-            start = len(_characters(text, parsed.data))
-            return insert.run(connection, asked, parsed, text[start:], wire, self.server)
+            return insert.run(connection, asked, parsed, text[parsed.data :], wire, self.server)
         plan = connection.raw.classify_query(parsed.sql)
         if plan["statement_count"] == 0:
             raise StoreError(SYNTAX_ERROR, "Empty query")
@@ -184,10 +183,6 @@ class Queries:
         """After the last request: end the sessions."""
         self._workers.shutdown()
         self._sessions.close()
-
-
-def _characters(text: bytes, count: int) -> bytes:
-    return text.decode(errors="surrogateescape")[:count].encode(errors="surrogateescape")
 
 
 def make(engine: Engine, user: str, password: str) -> Starlette:

@@ -60,10 +60,10 @@ class StoreError(Exception):
 
 
 def from_engine(error: BaseException) -> StoreError:
-    """The engine raises RuntimeError with everything in its text, unless it quotes bytes that are not UTF-8."""
+    """The engine raises RuntimeError with everything in its text; none when that would not be UTF-8."""
     text = str(error)
     if not text:
-        return StoreError(INCORRECT_DATA, "Cannot parse the data: it is not what the format and the types say")
+        return StoreError(INCORRECT_DATA, "Cannot parse the data by its format and types")
     shape = _SHAPE.search(text)
     if not shape:
         return StoreError(1002, text or type(error).__name__)

@@ -41,9 +41,14 @@ def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
         timeout_graceful_shutdown=60,
         server_header=False,
     )
+    server = uvicorn.Server(options)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the engine's own handlers are gone; uvicorn sets its own
-    uvicorn.Server(options).run(sockets=[listening])
+        signal.signal(number, stop)  # in place of the engine's; uvicorn takes over while it serves
+    server.run(sockets=[listening])
     say("store: stopped")
 
 

@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 # Between a format's name and the data: blanks and one end of line.
 _GAP = re.compile(r"[ \t]*;?[ \t]*(?:\r?\n)?")
 # The engine takes these for quotes as well; nobody needs them and two lexers must not differ on them.
-_ODD_QUOTES = "‘’“”"
+_ODD_QUOTES = re.compile("|".join(each.encode().decode("latin-1") for each in "‘’“”"))
 # Functions, table functions and sources that read the host or this process, each followed by `(`.
 _REACH_OUT = {"file", "python", "executable", "disk", "http", "odbc", "mongodb", "mysql", "postgresql"}
 _PLAIN_DATABASES = {"atomic", "memory"}
@@ -48,7 +48,10 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """``text`` is complete; of an insert with data, it is what stands before FORMAT or VALUES."""
+    """``text`` is complete; of an insert with data, it is what stands before FORMAT or VALUES.
+
+    A character of ``text`` is a byte of the request.
+    """
 
     text: str
     kind: str  # first keyword, upper case
@@ -58,8 +61,8 @@ class Statement:
 
     @property
     def sql(self) -> bytes:
-        """``text`` as the client sent it: a statement need not be UTF-8."""
-        return self.text.encode(errors="surrogateescape")
+        """``text`` as the client sent it."""
+        return self.text.encode("latin-1")
 
 
 def tokens(text: str) -> Iterator[Token]:
@@ -75,15 +78,19 @@ def tokens(text: str) -> Iterator[Token]:
             yield Token("'", match.end(), depth, False)
         else:
             sign = match[0]
-            if sign in _ODD_QUOTES:
-                raise StoreError(SYNTAX_ERROR, f"Syntax error: use ASCII quotes instead of {sign}")
+            if _ODD_QUOTES.match(text, match.start()):
+                raise StoreError(SYNTAX_ERROR, "Syntax error: use ASCII quotes")
             depth -= sign in ")]}"
             yield Token(sign, match.end(), depth, True)
             depth += sign in "([{"
 
 
-def parse(text: str) -> Statement:
-    """Split a request's SQL; raises :class:`StoreError` for words that reach out of the database."""
+def parse(sent: bytes) -> Statement:
+    """Split a request's SQL; raises :class:`StoreError` for words that reach out of the database.
+
+    Bytes are taken one for one as characters (latin-1): all syntax is ASCII, the rest need not be UTF-8.
+    """
+    text = sent.decode("latin-1")
     words = _Guarded(tokens(text))
     kind = next((each.upper for each in words if each.text != "("), "")
     if kind == "INSERT":
