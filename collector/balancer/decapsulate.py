@@ -1,0 +1,88 @@
+"""The other end of the tunnel: a program on each real that takes the balancer's outer header off.
+
+    apply("eth0", ["10.254.0.0/16"])      # attached and pinned; again with other prefixes: changed in place
+    counts()                              # {"decapsulated": 12, "not_encapsulated": 3, …}
+    remove("eth0")
+
+The real itself owns the VIP's address (`ip addr add 198.51.100.1/32 dev lo`) and answers the client directly.
+"""
+
+import ipaddress
+import re
+from pathlib import Path
+
+import numpy as np
+
+from collector import loader, xdp
+from collector.balancer.flow import mapped
+from collector.balancer.layout import FOLDER, PREFIX_KEY, record
+from collector.bpf_map import Map
+from schemas.errors import BpfleetError, UsageError
+
+SOURCE = FOLDER / "decapsulate.bpf.c"
+MAPS = ("balancers", "decapsulate_counts")
+
+
+def prefix_key(text: str) -> bytes:
+    """The key of a prefix in the longest-prefix map. Raises :class:`UsageError`."""
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UsageError(f"not a prefix of balancers: {error}") from None
+    length = network.prefixlen + (96 if network.version == 4 else 0)
+    return record(PREFIX_KEY, length=length, address=mapped(network.network_address))
+
+
+def apply(interface: str, balancers: list[str], *, mode: str = "auto", place: Path | None = None) -> None:
+    """Decapsulate on ``interface`` what comes from these prefixes, and nothing else."""
+    keys = [prefix_key(each) for each in balancers]
+    place = xdp.pin_directory(str((place or _place()).relative_to(xdp.PINS)))
+    source = loader.Source(
+        "decapsulate", SOURCE, attach=False, pins={name: str(place / name) for name in MAPS}
+    )
+    result = loader.load([source])
+    if result.failed:
+        raise BpfleetError(f"cannot load the decapsulation: {result.failed['decapsulate']}")
+    loaded = result.loaded["decapsulate"]
+    try:
+        table = loaded.maps["balancers"]
+        for key in keys:
+            table.update(key, bytes(4))
+        for key in [each for each in table if each not in keys]:
+            table.delete(key)
+        xdp.attach(loaded.programs[0].fd, interface, mode=mode, pin=place / f"link_{interface}").close()
+    finally:
+        loaded.close()
+
+
+def counts(place: Path | None = None) -> dict[str, int]:
+    """What became of the packets so far, over all interfaces."""
+    table = Map.pinned((place or _place()) / "decapsulate_counts")
+    try:
+        _, values, count = table.read()
+    finally:
+        table.close()
+    sums = np.frombuffer(bytes(values), np.uint64).reshape(count, -1).sum(axis=1)
+    return {name: int(each) for name, each in zip(_names(), sums, strict=True)}
+
+
+def remove(interface: str, place: Path | None = None) -> None:
+    """Stop on ``interface``; with the last one the maps go too."""
+    place = place or _place()
+    found = xdp.attached(interface, place / f"link_{interface}")
+    if found:
+        found.detach()
+    if place.exists() and not list(place.glob("link_*")):
+        for each in place.iterdir():
+            each.unlink()
+        place.rmdir()
+
+
+def _place() -> Path:
+    return xdp.PINS / "decapsulate"
+
+
+def _names() -> list[str]:
+    found = re.search(r"enum decapsulate_count \{([^}]*)COUNTS", SOURCE.read_text())
+    assert found is not None
+    return [each.strip().lower() for each in found[1].split(",") if each.strip()]
