@@ -71,8 +71,9 @@ class Engine:
         try:
             return Connection(_raw(self._path), tag)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise BpfleetError(f"cannot open the store in {self.directory}: {reason}") from None
+            reason = " ".join(str(error).split(", Stack trace")[0].split())[:300]
+            advice = "restore it from a backup, or set another state_dir"
+            raise BpfleetError(f"cannot open the store in {self.directory}: {reason}; {advice}") from None
 
     def stop(self) -> None:
         """Close everything; what was acknowledged is on disk already."""

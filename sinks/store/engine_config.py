@@ -24,7 +24,10 @@ _CLIENT = [
     "GRANT CREATE ARBITRARY TEMPORARY TABLE ON *.*",
     *(f"GRANT TABLE ENGINE ON {engine}" for engine in _ENGINES),
     "REVOKE SYSTEM SHUTDOWN, SYSTEM FAILPOINT ON *.*",
-    "REVOKE ALTER, CREATE, DROP, TRUNCATE, INSERT ON system.*",
+    *(
+        f"REVOKE ALTER, CREATE, DROP, TRUNCATE, INSERT ON {database}.*"
+        for database in ("system", "information_schema", "INFORMATION_SCHEMA")
+    ),
     "REVOKE DROP DATABASE ON default.*",
 ]
 # Settings that name a file or an address: nobody may change them.

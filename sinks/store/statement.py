@@ -158,6 +158,8 @@ class _Guarded:
 
     def _check(self, token: Token, word: str) -> None:
         before = self._last[-1]
+        if word == "(" and token.bare and "\\" in before:
+            raise StoreError(ACCESS_DENIED, "a function's name has no escapes here")
         if word == "(" and token.bare and before in _REACH_OUT:
             raise StoreError(ACCESS_DENIED, f"{before}() reaches out of the database; it is off here")
         if before == "into" and word == "outfile":
