@@ -21,8 +21,8 @@ DEFAULT_FILE = Path("/etc/bpfleet/bpfleet.yaml")
 
 # Short names that operators type often.
 ALIASES = {"BPFLEET_KAFKA": "kafka.servers", "BPFLEET_CLICKHOUSE": "clickhouse.url"}
-# The file's own name is not a setting.
-RESERVED = {"BPFLEET_CONFIG"}
+# Not settings: the file's own name, and how long the kill tests go on.
+RESERVED = {"BPFLEET_CONFIG", "BPFLEET_SOAK"}
 
 
 class Kafka(Struct, forbid_unknown_fields=True):

@@ -95,7 +95,7 @@ def declared_lost(client: Any, stream: str) -> set[int]:
 @pytest.mark.timeout(120 + BLOWS * 20)
 def test_every_number_once_whatever_dies(whole: tuple[config.Config, dict[str, Any]]) -> None:
     chosen, parts = whole
-    luck = random.Random(os.environ.get("BPFLEET_SEED", "4711"))
+    luck = random.Random(os.environ.get("SEED", "4711"))
     load = generate(2_000, BLOWS * 12)
     try:
         for number in range(BLOWS):
