@@ -40,7 +40,7 @@ class DesiredState:
     """Everything between the sources and the handlers."""
 
     def __init__(self, config: Config, handlers: Iterable[Handler], *, kafka: bool = True) -> None:
-        """``kafka`` False: files only. Raises UsageError for keys that cannot be read; touches nothing yet."""
+        """``kafka`` False: files only. Touches nothing yet; raises UsageError for keys it cannot read."""
         keys = signing.trusted_keys(config.collector.trusted_keys)
         trust = Trust(keys, tuple(config.collector.signed_kinds))
         self._workers = {each.kind.name: Worker(each, self._tell) for each in handlers}

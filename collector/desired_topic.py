@@ -15,6 +15,7 @@ from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
 AT_ONCE = 1_000  # messages between two looks at everything else
+ASK_S, ANSWER_S = 0.5, 0.4  # is the topic there? how often, and how long an answer may take
 CREATE_S = 5.0  # between two attempts to make the topic
 CONSUMER = {
     "enable.auto.commit": False,
@@ -38,7 +39,7 @@ class DesiredTopic:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._consumer: Any = None
-        self._create_at = 0.0
+        self._ask_at = self._create_at = 0.0
         self.whole = False  # everything that was there at the start has been handed out
         self._trouble = ""
 
@@ -46,6 +47,9 @@ class DesiredTopic:
         """What has come; waits ``timeout`` seconds at most for the first. A broker's fault raises nothing."""
         if self._consumer is None and not self._open():
             time.sleep(timeout)
+            return []
+        if not self.whole and self._is_missing():
+            self._create()
             return []
         found: list[Message] = []
         message = self._consumer.poll(timeout)
@@ -70,6 +74,20 @@ class DesiredTopic:
             return False
         self._consumer = consumer
         return True
+
+    def _is_missing(self) -> bool:
+        """Ask, from time to time until the topic was read: librdkafka itself would wait for it in silence."""
+        from confluent_kafka import KafkaException
+
+        now = time.monotonic()
+        if now < self._ask_at:
+            return False
+        self._ask_at = now + ASK_S
+        try:
+            listed = self._consumer.list_topics(topics.DESIRED, timeout=ANSWER_S).topics[topics.DESIRED]
+        except KafkaException:
+            return False
+        return bool(listed.error is not None)
 
     def _heed(self, error: Any) -> None:
         from confluent_kafka import KafkaError

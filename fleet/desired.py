@@ -1,0 +1,251 @@
+"""Publish desired state: documents onto their compacted topic, and each into the audit trail.
+
+The publisher enters into the trail what it publishes, once, rather than each host that hears it: a document
+of some hundred kilobytes for a thousand hosts is one row. What the hosts made of it is in `applied`.
+"""
+
+import getpass
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from schemas import declare, desired, rows, topics, wire
+from schemas.admin import COMPACTED, PATIENCE, QUIET, prepare
+from schemas.config import Config, kafka_options
+from schemas.desired import Document, Kind, Refused, Scope, Sealed, now_us
+from schemas.errors import BpfleetError, UsageError
+from schemas.signing import PrivateKey, private_key
+
+DAY_US = 86_400_000_000
+SWEEP = 200  # long expired documents taken off the topic with one publication
+TRAIL_BYTES = 700_000  # of specs in one batch of the trail
+CONSUMER = {"group.id": "bpfleet-desired", "enable.auto.commit": False, "auto.offset.reset": "earliest",
+            "enable.partition.eof": True}  # fmt: skip
+PRODUCER = {"enable.idempotence": True, "linger.ms": 0, "message.timeout.ms": int(PATIENCE * 1000),
+            "compression.type": "zstd"}  # fmt: skip
+
+EVERYWHERE = Scope()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What an operator wants, before it has an author, a revision and a signature."""
+
+    kind: Kind
+    id: str
+    spec: Any
+    scope: Scope = EVERYWHERE
+    ttl_s: int | None = None
+    comment: str = ""
+
+
+class Board:
+    """The topic, whole and current, and the pen to write on it. For one thread; may stay open for days."""
+
+    def __init__(self, config: Config, key: PrivateKey | None = None) -> None:
+        """``key`` signs; None: that of ``operator.key_file``, if one is set. Touches no server yet."""
+        self._config, self._options = config, kafka_options(config.kafka)
+        file = config.operator.key_file
+        self._key = key or (private_key(Path(file)) if file else None)
+        self._consumer: Any = None
+        self._producer: Any = None
+        self._offset = 0
+        self._session, self._batches = uuid.uuid4().bytes, 0  # stand for boot and seq in the trail
+        self._prepared = False
+        self.documents: dict[str, Sealed] = {}  # by name; as of the last refresh
+
+    @property
+    def author(self) -> str:
+        """Who we say we are."""
+        return self._config.operator.author or f"{getpass.getuser()}@{self._config.host}"
+
+    # ── Reading ──────────────────────────────────────────────────────────────────────────────────
+
+    def refresh(self) -> dict[str, Sealed]:
+        """Read on to the topic's end; the newest readable document of each name, ended ones included.
+
+        Raises :class:`BpfleetError` when Kafka does not answer. Unreadable messages are passed over: hosts
+        refuse them, and say so.
+        """
+        from confluent_kafka import KafkaException, TopicPartition
+
+        try:
+            consumer = self._open()
+            place = TopicPartition(topics.DESIRED, 0)
+            if not self._exists(consumer):
+                return self.documents
+            low, high = consumer.get_watermark_offsets(place, timeout=PATIENCE)
+            if high < self._offset:  # the topic was made anew
+                self._offset, self.documents = 0, {}
+            consumer.assign([TopicPartition(topics.DESIRED, 0, max(low, self._offset))])
+            self._offset = max(low, self._offset)
+            self._read_to(consumer, high)
+            consumer.unassign()
+        except KafkaException as error:
+            raise topics.unreachable(self._options, error) from None
+        return self.documents
+
+    def _read_to(self, consumer: Any, high: int) -> None:
+        from confluent_kafka import KafkaError
+
+        while self._offset < high:
+            message = consumer.poll(PATIENCE)
+            if message is None:
+                raise BpfleetError(f"reading {topics.DESIRED} takes too long; is Kafka well?")
+            error = message.error()
+            if error is None:
+                self._offset = message.offset() + 1
+                self._keep(message.key() or b"", message.value())
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._offset = high
+            elif not error.retriable():
+                raise BpfleetError(f"cannot read {topics.DESIRED}: {error.str()}")
+
+    def _keep(self, key: bytes, value: bytes | None) -> None:
+        name = key.decode("utf-8", "replace")
+        if value is None:
+            self.documents.pop(name, None)
+            return
+        try:
+            sealed = desired.unseal(value)
+        except Refused:
+            return
+        if sealed.document.name == name:
+            self.documents[name] = sealed
+
+    def _open(self) -> Any:
+        from confluent_kafka import Consumer
+
+        if self._consumer is None:
+            self._consumer = Consumer({**self._options, **CONSUMER, **QUIET})
+        return self._consumer
+
+    def _exists(self, consumer: Any) -> bool:
+        listed = consumer.list_topics(topics.DESIRED, timeout=PATIENCE).topics[topics.DESIRED]
+        return listed.error is None and bool(listed.partitions)
+
+    # ── Writing ──────────────────────────────────────────────────────────────────────────────────
+
+    def publish(self, drafts: Sequence[Draft]) -> list[Document]:
+        """Write them down: new ids appear, known ones get a new revision. All are checked before any is sent.
+
+        Raises :class:`UsageError` for a draft that no host could accept, :class:`BpfleetError` when Kafka
+        does not take it.
+        """
+        known = self.refresh()
+        return self._send([self._document(each, known) for each in drafts])
+
+    def delete(self, names: Iterable[str], comment: str = "") -> list[Document]:
+        """End the documents of these names (`kind/id`), by tombstones. Raises :class:`UsageError`."""
+        known = self.refresh()
+        tombstones = []
+        for name in names:
+            sealed = known.get(name)
+            if sealed is None or sealed.document.deleted:
+                raise UsageError(f"there is no {name}; `bpfleet desired list` shows what there is")
+            last = sealed.document
+            tombstones.append(
+                msgspec.structs.replace(
+                    last, revision=max(now_us(), last.revision + 1), created=now_us(), author=self.author,
+                    comment=comment, deleted=True, spec=None,
+                )
+            )  # fmt: skip
+        return self._send(tombstones)
+
+    def _document(self, draft: Draft, known: dict[str, Sealed]) -> Document:
+        now = now_us()
+        before = known.get(f"{draft.kind.name}/{draft.id}")
+        document = desired.checked(
+            Document(
+                kind=draft.kind.name, id=draft.id, created=now, author=self.author, comment=draft.comment,
+                revision=max(now, before.document.revision + 1 if before else 1),
+                expires=None if draft.ttl_s is None else now + draft.ttl_s * 1_000_000,
+                scope=draft.scope, spec=draft.spec,
+            )
+        )  # fmt: skip
+        try:
+            draft.kind.judge(document)
+        except Refused as error:
+            raise UsageError(f"{document.name}: {error}") from None
+        return document
+
+    def _send(self, documents: list[Document]) -> list[Document]:
+        from confluent_kafka import KafkaException, Producer
+
+        messages = [(each.name.encode(), desired.seal(each, self._key)) for each in documents]
+        failed: list[str] = []
+
+        def heard(error: Any, _: Any) -> None:
+            if error is not None:
+                failed.append(error.str())
+
+        try:
+            self._prepare()
+            if self._producer is None:
+                self._producer = Producer({**self._options, **PRODUCER, **QUIET})
+            for batch in self._trail(documents):
+                self._producer.produce(topics.AUDIT, batch, self._config.host, on_delivery=heard)
+            for key, value in messages:
+                self._produce(topics.DESIRED, value, key, heard)
+            for name in self._stale():
+                self._produce(topics.DESIRED, None, name.encode(), heard)
+            left = self._producer.flush(PATIENCE + 1)
+        except KafkaException as error:
+            raise topics.unreachable(self._options, error) from None
+        if failed or left:
+            self._producer.purge()
+            reason = failed[0] if failed else "no answer"
+            raise BpfleetError(f"Kafka did not take all of it: {reason}; publish it again")
+        return documents
+
+    def _produce(self, topic: str, value: bytes | None, key: bytes, heard: Any) -> None:
+        while True:
+            try:
+                self._producer.produce(topic, value, key, on_delivery=heard)
+                return
+            except BufferError:  # the queue is full: let it flow
+                self._producer.poll(0.1)
+
+    def _prepare(self) -> None:
+        """Make the topics once there is something for them."""
+        if self._prepared:
+            return
+        there = self._open().list_topics(timeout=PATIENCE).topics
+        if not {topics.DESIRED, topics.AUDIT} <= there.keys():
+            prepare(self._config, [declare.streams()["desired"]], {topics.DESIRED: COMPACTED})
+        self._prepared = True
+
+    def _trail(self, documents: list[Document]) -> Iterable[bytes]:
+        stream = declare.streams()["desired"]
+        signer = self._key.public.text if self._key else ""
+        batch: list[dict[str, Any]] = []
+        size = 0
+        made = [desired.audit_row(each, signer, "kafka") for each in documents]
+        for row in made:
+            if batch and size + len(row["spec"]) > TRAIL_BYTES:
+                yield self._encode(stream, batch)
+                batch, size = [], 0
+            batch.append(row)
+            size += len(row["spec"]) + 500
+        if batch:
+            yield self._encode(stream, batch)
+
+    def _encode(self, stream: declare.Stream, batch: list[dict[str, Any]]) -> bytes:
+        envelope = wire.Envelope(self._config.host, self._session, self._batches)
+        self._batches += 1
+        return wire.encode(stream, envelope, rows.columns(stream, batch))
+
+    def _stale(self) -> list[str]:
+        """Names whose last word was over a day ago: no host minds them any more."""
+        horizon = now_us() - DAY_US
+        return [name for name, each in self.documents.items() if each.document.expired(horizon)][:SWEEP]
+
+    def close(self) -> None:
+        """Give the connections back."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
