@@ -2,6 +2,8 @@
 
 import click
 
+from schemas.config import Config
+
 
 @click.command(
     epilog="""\b
@@ -11,12 +13,6 @@ Examples:
   bpfleet collect --print --probe tcp_flow         connections as JSON, no Kafka needed
   bpfleet collect --print | jq 'select(.table == "packet_drop")'
 """
-)
-@click.option(
-    "--config",
-    "-c",
-    metavar="FILE",
-    help="Settings, YAML. Default: $BPFLEET_CONFIG, then /etc/bpfleet/bpfleet.yaml.",
 )
 @click.option(
     "--probe",
@@ -32,7 +28,8 @@ Examples:
     is_flag=True,
     help="Write rows as JSON lines to standard output rather than to Kafka.",
 )
-def collect(config: str | None, patterns: tuple[str, ...], to_stdout: bool) -> None:
+@click.pass_obj
+def collect(config: Config, patterns: tuple[str, ...], to_stdout: bool) -> None:
     """Run the collector on this host, in the foreground, until SIGTERM or Ctrl-C.
 
     Loads the probes into the kernel, reads their events, ships them to Kafka as Avro batches. While Kafka is
@@ -41,12 +38,10 @@ def collect(config: str | None, patterns: tuple[str, ...], to_stdout: bool) -> N
     all but four of them once the probes are attached.
     """
     from collector.main import collect as run
-    from schemas.config import load
 
-    settings = load(config)
     if patterns:
-        settings.collector.probes = list(patterns)
-    raise SystemExit(run(settings, to_stdout=to_stdout))
+        config.collector.probes = list(patterns)
+    raise SystemExit(run(config, to_stdout=to_stdout))
 
 
 @click.command(
@@ -58,12 +53,12 @@ Examples:
 """
 )
 @click.argument("probes", nargs=-1, metavar="[PROBE]...")
-@click.option("--config", "-c", metavar="FILE", help="Settings, YAML; the same as of `bpfleet collect`.")
 @click.option("--seconds", default=5.0, show_default=True, help="How long to wait for events of each stream.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print JSON: hooks, rows seen and an example row of each."
 )
-def check(probes: tuple[str, ...], config: str | None, seconds: float, as_json: bool) -> None:
+@click.pass_obj
+def check(config: Config, probes: tuple[str, ...], seconds: float, as_json: bool) -> None:
     """Say whether each probe works on this host.
 
     Loads and attaches it, makes a few harmless things happen (a connection on loopback, a small direct read),
@@ -71,8 +66,7 @@ def check(probes: tuple[str, ...], config: str | None, seconds: float, as_json: 
     all probes work, 1 when one does not.
     """
     from collector import check as checking
-    from schemas.config import load
 
-    outcomes = checking.check(load(config), list(probes), seconds)
+    outcomes = checking.check(config, list(probes), seconds)
     click.echo(checking.as_json(outcomes) if as_json else checking.as_table(outcomes))
     raise SystemExit(0 if all(each.ok for each in outcomes) else 1)

@@ -23,6 +23,10 @@ class Commands(click.Group):
         """Every registered command, by name."""
         return sorted(_registered())
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take ``--config FILE`` behind the command's name as well as before it."""
+        return super().parse_args(ctx, _config_first(args))
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name. Raises :class:`BpfleetError` when its libraries are not installed."""
         entry = _registered().get(cmd_name)
@@ -36,6 +40,15 @@ class Commands(click.Group):
                 f"`{cmd_name}` needs {error.name}, which is not installed; pip install 'bpfleet[{extra}]'"
             ) from None
         return command
+
+
+def _config_first(args: list[str]) -> list[str]:
+    own = args[: args.index("--")] if "--" in args else args
+    for place, word in enumerate(own):
+        if word == "--config" or word.startswith("--config="):
+            end = place + (2 if word == "--config" else 1)
+            return [*args[place:end], *args[:place], *args[end:]]
+    return args
 
 
 def _registered() -> dict[str, EntryPoint]:
@@ -72,7 +85,8 @@ def main() -> None:
         click.echo(f"bpfleet: {error}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.show()
+        asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "bpfleet"
+        click.echo(f"bpfleet: {error.format_message().rstrip('.')}; see `{asked} --help`", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)

@@ -1,16 +1,16 @@
-"""`bpfleet kafka`, `bpfleet store`: the two embedded servers in the foreground."""
+"""`bpfleet kafka`, `store`: the embedded servers; `bpfleet sink`, `replay`: from one into the other."""
 
 import signal
 import threading
 
 import click
 
-from schemas import config as settings
+from schemas.config import Config
 
 
 @click.command()
-@click.option("--config", "file", metavar="FILE", help="Settings (YAML); default /etc/bpfleet/bpfleet.yaml.")
-def kafka(file: str | None) -> None:
+@click.pass_obj
+def kafka(config: Config) -> None:
     """Run the embedded Kafka in the foreground.
 
     One Apache Kafka node (KRaft) on loopback, its data in STATE_DIR/kafka. The first start fetches Kafka's
@@ -19,7 +19,6 @@ def kafka(file: str | None) -> None:
     from sinks import kafka_install
     from sinks.kafka_server import KafkaServer, port_of
 
-    config = settings.load(file)
     server = KafkaServer(config.state_dir, port_of(config.kafka.servers), kafka_install.libs_dir())
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -36,8 +35,8 @@ def kafka(file: str | None) -> None:
 
 
 @click.command()
-@click.option("--config", "file", metavar="FILE", help="Settings (YAML); default /etc/bpfleet/bpfleet.yaml.")
-def store(file: str | None) -> None:
+@click.pass_obj
+def store(config: Config) -> None:
     """Run the embedded ClickHouse endpoint in the foreground.
 
     The ClickHouse engine in this process, behind the HTTP interface of a ClickHouse server:
@@ -46,12 +45,12 @@ def store(file: str | None) -> None:
     """
     from sinks.store.server import serve
 
-    serve(settings.load(file), click.echo)
+    serve(config, click.echo)
 
 
 @click.command()
 @click.pass_obj
-def sink(config: settings.Config) -> None:
+def sink(config: Config) -> None:
     """Move batches from Kafka into ClickHouse, exactly once.
 
     Reads every bpfleet.<stream>.v1 topic as one member of the group sink.group, makes and extends tables
@@ -63,3 +62,34 @@ def sink(config: settings.Config) -> None:
     from sinks.daemon import run
 
     run(config)
+
+
+@click.command()
+@click.argument("topic", required=False)
+@click.option("--partition", type=click.IntRange(0), help="Only this partition.")
+@click.option("--from", "first", type=click.IntRange(0), help="First offset; default: the oldest kept.")
+@click.option("--to", "end", type=click.IntRange(0), help="End before this offset; default: all stored.")
+@click.option("--dead", is_flag=True, help="The dead letters instead of a topic.")
+@click.option("--reason", help="With --dead: only letters of this reason.")
+@click.pass_obj
+def replay(
+    config: Config,
+    topic: str | None,
+    partition: int | None,
+    first: int | None,
+    end: int | None,
+    dead: bool,
+    reason: str | None,
+) -> None:
+    """Feed a TOPIC's messages, or the dead letters, to their tables again.
+
+    What the store has already is left out, so that repeating a replay adds nothing. Use it after a table was
+    lost, or when what made letters dead is mended: `bpfleet replay --dead --reason incompatible`.
+    """
+    from sinks.replay import Replay
+
+    if dead == bool(topic):
+        raise click.UsageError("give a TOPIC, or --dead")
+    with Replay(config) as run:
+        report = run.letters(reason) if dead else run.topic(topic or "", partition, first, end)
+    click.echo(str(report))

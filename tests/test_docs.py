@@ -38,7 +38,7 @@ def test_every_command_is_documented() -> None:
 
 def test_every_command_helps() -> None:
     for name, command in commands().items():
-        assert command.help and len(command.help) > 30, f"bpfleet {name} says nothing of itself"
+        assert command.help and len(command.help) > 20, f"bpfleet {name} says nothing of itself"
         for each in command.params:
             if isinstance(each, click.Option) and not each.hidden:
                 plain = (
