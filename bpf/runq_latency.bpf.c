@@ -8,6 +8,7 @@
  * (the pid was used again), is counted as runq_latency_sampled_out and starts afresh. Pairing a task's arrival
  * with its departure per CPU instead is not safe: a kernel may switch tasks without the tracepoint firing.
  */
+#include "common/near.h"
 #include "common/task.h"
 
 KERNEL_STRUCT(task_struct, pid, sched_info.run_delay)
@@ -19,6 +20,7 @@ struct seen {
 	u64 run_delay;
 };
 MAP(ARRAY, runq_latency_seen, u32, struct seen, PLACES)
+NEAR(runq_latency)
 
 static __always_inline struct seen *seen_of(struct task_struct *task)
 {
@@ -49,7 +51,7 @@ static __always_inline void leave(struct task_struct *task)
 		return;
 	}
 	struct runq_latency_key key = {.cgroup = cgroup_of(task)};
-	struct runq_latency_value *value = runq_latency_slot(&key);
+	struct runq_latency_value *value = runq_latency_near_slot(&key);
 	if (!value)
 		return;
 	value->count++;

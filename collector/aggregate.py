@@ -1,50 +1,59 @@
 """Aggregates of the kernel as rows: what each key gained since the previous read.
 
-    table = Aggregate(loaded.maps["runq_latency"], stream)
+    table = Aggregate(loaded.maps["runq_latency"], stream, near=loaded.maps.get("runq_latency_near"))
     keys, values = table.read()           # structured arrays, one row for each key that changed
     table.reclaim(idle_reads=600)         # forget keys that did not change for so many reads
 
-The map is a per-CPU hash of counters that only grow; its values are summed over the CPUs. A read is a few
-system calls and numpy throughout: no Python statement per key. A key that :meth:`Aggregate.reclaim` removes
-starts again at zero when it comes back; what it gained between the last read and its removal is part of the
-next read.
+The map is a per-CPU hash of counters that only grow, perhaps with an array in front of it (collector.near);
+values are summed over CPUs. A read is a few system calls and numpy throughout: no Python statement per key. A
+key that :meth:`Aggregate.reclaim` removes starts again at zero when it comes back; what it gained between the
+last read and its removal is part of the next read.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collector.bpf_map import Map, possible_cpus
+from collector.near import Gains, Near
 from schemas import dtype
 from schemas.declare import Stream
-
-Rows = tuple["NDArray[np.void]", "NDArray[np.void]"]
 
 
 class Aggregate:
     """The reader of one aggregate map."""
 
-    def __init__(self, table: Map, stream: Stream) -> None:
+    def __init__(self, table: Map, stream: Stream, near: Map | None = None) -> None:
         self.table = table
         self.key = dtype.key(stream)
         self.value = dtype.value(stream)
+        self._near = Near(near, stream) if near else None
         self._strided = dtype.value(stream, table.stride)
         # Keys are kept as opaque bytes, which numpy sorts and compares whole, padding included.
         self._opaque = np.dtype(f"V{table.key_size}")
         self._keys = np.empty(0, self._opaque)  # of the previous read, sorted
         self._values = np.empty(0, self.value)
         self._idle = np.empty(0, np.int64)  # reads since each key last changed
-        self._late = self._nothing()
+        self._late: list[Gains] = []  # of keys that were reclaimed
 
-    def _nothing(self) -> Rows:
-        return np.empty(0, self._opaque), np.empty(0, self.value)
+    def read(self) -> Gains:
+        """(keys, values): keys that changed since the previous read, and by how much."""
+        gains = [*self._late, self._hash()]
+        if self._near:
+            gains.append(self._near.read())
+        self._late = []
+        return self._merge(gains)
 
-    @property
-    def known(self) -> "NDArray[np.void]":
-        """The keys in the map at the last read."""
-        return self._keys.view(self.key)
+    def _merge(self, gains: list[Gains]) -> Gains:
+        """Each key once, with the sum of its gains."""
+        keys, values = (np.concatenate(each) for each in zip(*gains, strict=True))
+        unique, place = np.unique(keys, return_inverse=True)
+        total = np.zeros(len(unique), self.value)
+        for name in self.value.names or ():
+            np.add.at(total[name], place, values[name])
+        return unique.view(self.key), total
 
-    def read(self) -> Rows:
-        """Keys that changed since the previous read, and by how much."""
+    def _hash(self) -> Gains:
+        """What each key of the hash gained since the previous read."""
         keys, values = self._snapshot()
         before = np.searchsorted(self._keys, keys)
         there = before < len(self._keys)
@@ -57,15 +66,15 @@ class Aggregate:
         idle[there] = self._idle[before[there]] + 1
         idle[changed] = 0
         self._keys, self._values, self._idle = keys, values, idle
-        late, self._late = self._late, self._nothing()
-        rows = np.concatenate((late[0], keys[changed])).view(self.key)
-        return rows, np.concatenate((late[1], grown[changed]))
+        return keys[changed], grown[changed]
 
-    def _snapshot(self) -> Rows:
+    def _snapshot(self) -> Gains:
         """All keys, sorted and each once, with their sums over the CPUs."""
         raw_keys, raw_values, count = self.table.read()
         keys, first = np.unique(np.frombuffer(raw_keys, self._opaque, count), return_index=True)
-        each = np.frombuffer(raw_values, self._strided, count * possible_cpus()).reshape(count, possible_cpus())[first]
+        each = np.frombuffer(raw_values, self._strided, count * possible_cpus()).reshape(
+            count, possible_cpus()
+        )[first]
         return keys, self._sum(each)
 
     def _sum(self, each: "NDArray[np.void]") -> "NDArray[np.void]":
@@ -75,21 +84,21 @@ class Aggregate:
             total[name] = each[name].sum(axis=1, dtype=self.value[name].base)
         return total
 
-    def reclaim(self, idle_reads: int, gone: "NDArray[np.bool_] | None" = None) -> int:
-        """Delete keys idle for ``idle_reads`` reads, or marked in ``gone`` (aligned with :attr:`known`).
+    def reclaim(self, idle_reads: int) -> int:
+        """Delete keys that did not change for ``idle_reads`` reads; returns how many the hash lost.
 
-        Returns how many. A program that held the value at that very moment may add to what is gone already.
+        A program that held the value at that very moment may add to what is gone already.
         """
         chosen = self._idle >= idle_reads
-        if gone is not None:
-            chosen |= gone
         for at in np.flatnonzero(chosen):
             self._remove(int(at))
         self._keys, self._values, self._idle = self._keys[~chosen], self._values[~chosen], self._idle[~chosen]
+        if self._near:
+            self._late.append(self._near.reclaim(idle_reads))
         return int(chosen.sum())
 
     def _remove(self, at: int) -> None:
-        """Take one key out of the map; its gain since the last read waits for the next one."""
+        """Take one key out of the hash; its gain since the last read waits for the next one."""
         raw = self.table.take(self._keys[at].tobytes())
         if raw is None:
             return
@@ -97,5 +106,4 @@ class Aggregate:
         for name in self.value.names or ():
             gain[name] -= self._values[name][at]
         if any(gain[name].any() for name in self.value.names or ()):
-            key = self._keys[at : at + 1]
-            self._late = np.concatenate((self._late[0], key)), np.concatenate((self._late[1], gain))
+            self._late.append((self._keys[at : at + 1], gain))

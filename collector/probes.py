@@ -72,7 +72,7 @@ class Attached:
             if each.source == "ring"
         ]
         self.aggregates = [
-            (each, Aggregate(loaded.maps[each.name], each))
+            (each, Aggregate(loaded.maps[each.name], each, loaded.maps.get(f"{each.name}_near")))
             for each in probe.streams
             if each.source == "aggregate"
         ]
@@ -89,10 +89,9 @@ class Attached:
             if stream.source != "host"
         }
 
-    def run_times(self) -> dict[str, tuple[int, int]]:
-        """Each program's (nanoseconds, runs) since it was loaded, by its hook."""
-        infos = {each.hook: bpf_sys.prog_info(each.fd) for each in self.programs}
-        return {hook: (info.run_time_ns, info.run_count) for hook, info in infos.items()}
+    def run_times(self) -> dict[str, bpf_sys.ProgInfo]:
+        """What the kernel says of each program since it was loaded, by its hook."""
+        return {each.hook: bpf_sys.prog_info(each.fd) for each in self.programs}
 
     def detach(self) -> None:
         """Let nothing more happen; what was made can still be read and counted."""

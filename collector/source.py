@@ -21,7 +21,7 @@ _COMMENT = re.compile(
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 _CALL = re.compile(
     r"\b(TP_BTF|RAW_TP|TRACEPOINT|PERF_EVENT|UPROBE|XDP|TC|MAP|MAP_FLAGS|SETTING|KERNEL_STRUCT|KERNEL_ENUM"
-    r"|ARG|HAS_ARG)\(([^()]*)"
+    r"|NEAR|ARG|HAS_ARG)\(([^()]*)"
 )
 _PROGRAMS = {"TP_BTF", "RAW_TP", "TRACEPOINT", "PERF_EVENT", "UPROBE", "XDP", "TC"}
 
@@ -75,6 +75,8 @@ def _take(word: str, given: list[str], needs: Needs) -> None:
         needs.hooks.append(Hook(word.lower(), ":".join(given)))
     elif word in ("MAP", "MAP_FLAGS"):
         needs.maps.append(given[1])
+    elif word == "NEAR":
+        needs.maps.append(f"{given[0]}_near")
     elif word == "SETTING":
         if not given[1].isdigit():
             raise BpfleetError(f"SETTING({given[0]}, {given[1]}): the default must be a plain number")

@@ -30,7 +30,7 @@ class Probing:
             if each.source == "ring"
         }
         self.aggregates = {
-            each.name: Aggregate(self.loaded.maps[each.name], each)
+            each.name: Aggregate(self.loaded.maps[each.name], each, self.loaded.maps.get(f"{each.name}_near"))
             for each in streams.values()
             if each.source == "aggregate"
         }

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from collector import bpf_sys, loader
 from collector.aggregate import Aggregate
 from collector.bpf_map import Map, MapType, possible_cpus
-from schemas import declare, dtype
+from schemas import c_header, declare, dtype
 
 DECLARATION = {
     "type": "record",
@@ -19,7 +20,8 @@ DECLARATION = {
         {"name": "sizes", "type": {"type": "array", "items": "long"}, "c.type": "u64[3]"},
     ],
 }
-STREAM = declare.parse("gains", DECLARATION).streams[0]
+PROBE = declare.parse("gains", DECLARATION)
+STREAM = PROBE.streams[0]
 KEY, VALUE = dtype.key(STREAM), dtype.value(STREAM)
 
 
@@ -76,12 +78,60 @@ def test_reclaimed_keys_lose_nothing(table):
     assert rows(reader.read()) == {1: (4, 4)}
 
 
-def test_keys_marked_gone_are_reclaimed(table):
-    reader = Aggregate(table, STREAM)
-    for group in (1, 2, 3):
-        put(table, group, 1)
-    reader.read()
-    assert reader.reclaim(100, gone=reader.known["group"] == 2) == 1
-    assert sorted(int(each["group"]) for each in reader.known) == [1, 3]
-    assert table.lookup(key(2)) is None
+PROGRAM = """#include "common/near.h"
+NEAR(gains)
+SETTING(group, 0)
+XDP(count)
+{
+	struct gains_key key = {.group = setting(group), .kind = setting(group) % 7};
+	struct gains_value *value = gains_near_slot(&key);
+	if (!value)
+		return 1;
+	value->count++;
+	value->sizes[1] += key.group;
+	return 2;
+}
+"""
+
+
+@pytest.fixture
+def near():
+    """A program that counts in an array in front of the hash, and the reader of both."""
+    source = loader.Source("gains", text=PROGRAM, header=c_header.generate(PROBE))
+    result = loader.load([source])
+    assert not result.failed, result.failed
+    loaded = result.loaded["gains"]
+
+    def count(group: int, times: int = 1) -> None:
+        loaded.set("group", group)
+        assert bpf_sys.prog_test_run(loaded.programs[0].fd, bytes(64), repeat=times).retval == 2
+
+    yield count, Aggregate(loaded.maps["gains"], STREAM, loaded.maps["gains_near"]), loaded.maps
+    loaded.close()
+
+
+def test_keys_in_the_near_array_and_in_the_hash_are_one(near):
+    """More keys than the array has places: the rest is in the hash, and no count is missing or double."""
+    count, reader, maps = near
+    for group in range(400):
+        count(group, times=group % 5 + 1)
+    assert rows(reader.read()) == {group: (group % 5 + 1, group * (group % 5 + 1)) for group in range(400)}
+    assert 100 < maps["gains"].read()[2] < 390
     assert rows(reader.read()) == {}
+    count(3, times=10)
+    count(399, times=20)
+    assert rows(reader.read()) == {3: (10, 30), 399: (20, 399 * 20)}
+
+
+def test_places_of_idle_keys_are_free_again(near):
+    count, reader, maps = near
+    for group in range(100):
+        count(group)
+    reader.read()
+    reader.read()
+    count(5, times=3)  # after the last read, before its place is freed
+    reader.reclaim(idle_reads=1)
+    assert not maps["gains_near"].read()[1].strip(b"\0")
+    assert rows(reader.read()) == {5: (3, 15)}
+    count(5)
+    assert rows(reader.read()) == {5: (1, 5)}

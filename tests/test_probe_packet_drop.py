@@ -109,7 +109,7 @@ def test_counts_are_exact_and_weights_estimate_them():
         packets = reasons(probe)["NO_SOCKET"][0]
         made, lost, sampled_out, _ = probe.counts()[0].tolist()
     assert packets >= sent
-    assert packets < sent * 1.01
+    assert packets < sent * 1.2  # others on this host may be refused meanwhile
     assert lost == 0
     assert made + sampled_out >= packets
     assert 100 < len(events) < 3_000

@@ -6,6 +6,7 @@
  *   RAW_TP(name) TRACEPOINT(category, name)   the same without BTF; the classic tracepoint
  *   XDP(name) TC(name) PERF_EVENT(name) UPROBE(name)    attached by whoever loads it
  *   MAP(HASH, name, key, value, entries)      a map; map(name) is its address in calls of helpers
+ *   NEAR(stream)                              see near.h
  *   KERNEL_STRUCT(task_struct, pid, sched_info.run_delay, ?__state)
  *                                             struct task_struct with these members, at the offsets and of the
  *                                             types that the running kernel has; ? marks one it may lack
