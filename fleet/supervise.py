@@ -1,6 +1,7 @@
 """Start the parts of bpfleet as processes of this machine, in order; stop them in the reverse order."""
 
 import ctypes
+import http.client
 import signal
 import socket
 import subprocess
@@ -51,11 +52,24 @@ class Part:
     def wait_ready(self, seconds: float) -> None:
         """Return when it answers. Raises :class:`BpfleetError` with its last words when it ends instead."""
         deadline = time.monotonic() + seconds
-        while not _answers(self.address):
+        while not self._ready():
             self.check()
             if time.monotonic() > deadline:
                 raise BpfleetError(f"{self.name} did not answer within {seconds:.0f} s; see {self.log}")
             time.sleep(0.1)
+
+    def _ready(self) -> bool:
+        """Kafka listens once it is ready; the others answer HTTP."""
+        if self.name == "kafka" or not _answers(self.address):
+            return _answers(self.address)
+        connection = http.client.HTTPConnection(*self.address, timeout=1)
+        try:
+            connection.request("GET", "/ping" if self.name == "store" else "/metrics")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def check(self) -> None:
         """Raise :class:`BpfleetError` when the process has ended."""
