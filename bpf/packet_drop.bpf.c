@@ -91,13 +91,9 @@ static __always_inline void look_at(struct sk_buff *packet, u64 now, u64 locatio
 TP_BTF(kfree_skb)
 {
 	struct sk_buff *packet = (void *)ARG(kfree_skb, skb);
-#if HAS_ARG(kfree_skb, reason)
 	u32 reason = ARG(kfree_skb, reason);
 	if (reason < SKB_DROP_REASON_NOT_SPECIFIED)
 		return 0; /* not dropped, or consumed */
-#else
-	u32 reason = SKB_DROP_REASON_NOT_SPECIFIED;
-#endif
 	struct packet_drop_count_key key = {.reason = reason};
 	struct packet_drop_count_value *value = packet_drop_count_slot(&key);
 	if (value) {

@@ -29,6 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _CALLS = {"x86_64": (321, 298), "aarch64": (280, 241), "riscv64": (280, 241), "s390x": (351, 331)}
 _CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
 _CAP_SYS_ADMIN = 21
+STATS_SYSCTL = Path("/proc/sys/kernel/bpf_stats_enabled")
 LOG_BYTES = 4 << 20
 REPLACE = 4  # BPF_F_REPLACE
 XDP_MODES = {"auto": 0, "generic": 2, "native": 4}
@@ -293,8 +294,19 @@ def prog_info(fd: int) -> ProgInfo:
 
 
 def enable_stats() -> int:
-    """Have the kernel time every program's runs while the returned descriptor is open (5.8 or later)."""
-    return system_call(Command.ENABLE_STATS, pack("I", 0), "cannot enable BPF statistics")
+    """Have the kernel time every program's runs while the returned descriptor is open (5.8 or later).
+
+    This takes CAP_SYS_ADMIN; without it the sysctl kernel.bpf_stats_enabled does, set at boot.
+    """
+    try:
+        return system_call(Command.ENABLE_STATS, pack("I", 0), "cannot enable BPF statistics")
+    except BpfError as error:
+        if error.errno != errno.EPERM:
+            raise
+        if STATS_SYSCTL.exists() and STATS_SYSCTL.read_text().strip() != "0":
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        advice = "grant CAP_SYS_ADMIN or run `sysctl kernel.bpf_stats_enabled=1` as root"
+        raise BpfError(f"cannot enable BPF statistics: not permitted; {advice}", error.errno) from None
 
 
 def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"", room: int = 256) -> TestRun:
