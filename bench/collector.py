@@ -154,7 +154,7 @@ def collector(place: Path, servers: str, code: list[str], **settings: Any) -> It
     environment = {name: text for name, text in os.environ.items() if not name.startswith("BPFLEET_")}
     log.write_text("")
     with log.open("ab") as out:
-        command = [sys.executable, "-c", *code, "--config", str(file)]
+        command = [sys.executable, "-c", *code, "collect", "--config", str(file)]
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
     try:
         while "collecting:" not in log.read_text():
@@ -174,7 +174,7 @@ def _cpu(process: psutil.Process) -> float:
 
 def quiet(place: Path, servers: str) -> list[Row]:
     """All probes, a host with little to do."""
-    with collector(place, servers, ["from collector.command import collect; collect()"]) as process:
+    with collector(place, servers, ["from fleet.cli import main; main()"]) as process:
         time.sleep(5)
         before = _cpu(process)
         time.sleep(QUIET_S)

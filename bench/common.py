@@ -4,6 +4,9 @@ A benchmark module has ``run() -> list[Row]``; ``python -m bench [NAME…]`` run
 docs/benchmarks.md. Speed is a ratio of two things measured in turns within one run: the least and the median.
 """
 
+import contextlib
+import random
+import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -78,3 +81,16 @@ def percentile(values: list[float], share: float) -> float:
     """The value that ``share`` (0…1) of them do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def free_port() -> int:
+    """A loopback port that nobody uses now, and that no client is ever given as its own.
+
+    One of the kernel's ephemeral ports would not do: a client that tries again and again to reach a server
+    that was killed there ends up connected to itself, and the server cannot come back.
+    """
+    while True:
+        port = random.randint(12_000, 31_999)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

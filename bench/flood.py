@@ -126,8 +126,8 @@ from schemas import declare
 loader.ROOT = place = Path(sys.argv.pop(1))
 for each in (declare.load, declare.streams):
     each.__defaults__ = (place,)
-from collector.command import collect
-collect()
+from fleet.cli import main
+main()
 """
 
 

@@ -6,7 +6,6 @@ kernel's own time of the event. The answer's interval is in the figure.
 """
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.common import Row, percentile
+from bench.common import Row, free_port, percentile
 from fleet import supervise
 from schemas import config
 from schemas.clickhouse import connect
@@ -25,13 +24,6 @@ RATE = 20_000  # events a second
 SECONDS = 20
 PER_BURST = 100
 POLL_S = 0.01
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings(state: str, **more: str) -> config.Config:

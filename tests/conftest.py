@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,17 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from bench.common import free_port
 from sinks.kafka_server import KafkaServer
 
 if TYPE_CHECKING:
     from sinking import Place
-
-
-def free_port() -> int:
-    """A loopback port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class StoreProcess:
