@@ -8,11 +8,13 @@ disk, or there are files) no handler is called: what a former collector left in 
 """
 
 import logging
+import os
 import re
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -40,7 +42,7 @@ class DesiredState:
     """Everything between the sources and the handlers."""
 
     def __init__(self, config: Config, handlers: Iterable[Handler], *, kafka: bool = True) -> None:
-        """``kafka`` False: files only. Touches nothing yet; raises UsageError for keys it cannot read."""
+        """``kafka`` False: files only. Raises UsageError for keys that it cannot read."""
         keys = signing.trusted_keys(config.collector.trusted_keys)
         trust = Trust(keys, tuple(config.collector.signed_kinds))
         self._workers = {each.kind.name: Worker(each, self._tell) for each in handlers}
@@ -49,6 +51,7 @@ class DesiredState:
         self._files = DesiredFiles(config, kinds)
         self._topic = DesiredTopic(config) if kafka else None
         self._rows: deque[tuple[str, Row]] = deque(maxlen=ROWS)
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable when :meth:`rows` has some
         self._on_disk = False
         self._changed = True
         self._distributed = False  # the handlers know what is wanted
@@ -69,6 +72,8 @@ class DesiredState:
 
     def rows(self) -> dict[str, list[Row]]:
         """What happened since the last call: rows of `applied` and `desired`, by stream. From any thread."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
         taken: dict[str, list[Row]] = {}
         while self._rows:
             stream, row = self._rows.popleft()
@@ -176,7 +181,7 @@ class DesiredState:
     def _look_at_files(self) -> None:
         self._changed |= self._files.poll()
         for accepted in self._files.fresh:
-            self._rows.append(("desired", _audit(accepted)))
+            self._put("desired", _audit(accepted))
         for name, reason in self._files.refusals:
             log.warning("desired state: %s: %s", name, reason)
             self._refuse(name, None, reason, "file")
@@ -214,6 +219,10 @@ class DesiredState:
 
     # ── Reports ──────────────────────────────────────────────────────────────────────────────────
 
+    def _put(self, stream: str, row: Row) -> None:
+        self._rows.append((stream, row))
+        os.eventfd_write(self.fd, 1)
+
     def _tell_shadowed(self, shadowed: dict[str, Accepted]) -> None:
         for name, each in shadowed.items():
             if self._shadowed.get(name) != each.digest:
@@ -228,7 +237,7 @@ class DesiredState:
             )
         duration = int((time.monotonic() - accepted.at) * 1e6)
         row = {**_row(accepted), "state": state, "reason": reason[:1000], "duration_us": duration}
-        self._rows.append(("applied", row))
+        self._put("applied", row)
 
     def _refuse(
         self, name: str | None, sealed: Sealed | None, reason: str, source: Literal["kafka", "disk", "file"]
@@ -245,7 +254,7 @@ class DesiredState:
             row["kind"], _, row["id"] = name.partition("/")
         else:
             row["id"] = repr(name)[:128]
-        self._rows.append(("applied", row))
+        self._put("applied", row)
 
     def _sum_up_refusals(self) -> None:
         if not self._refused or time.monotonic() - self._refused_since < REFUSALS_S:
@@ -254,9 +263,7 @@ class DesiredState:
         if more > 0:
             reason = f"{more:,} more messages were refused within {REFUSALS_S:.0f} s"
             log.warning("desired state: %s; who may write to the topic?", reason)
-            self._rows.append(
-                ("applied", {"ts": now_us(), "state": "refused", "reason": reason, "source": "kafka"})
-            )
+            self._put("applied", {"ts": now_us(), "state": "refused", "reason": reason, "source": "kafka"})
 
 
 def _marks(wanted: dict[str, Accepted]) -> dict[str, tuple[int, str]]:

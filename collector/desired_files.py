@@ -34,7 +34,7 @@ class DesiredFiles:
         self._marks: dict[Path, Mark] = {}
         self._by_file: dict[Path, dict[str, Accepted]] = {}
         self._look_at = 0.0
-        self.refusals: list[tuple[str, str]] = []  # of the last look: file or document, reason
+        self.refusals: list[tuple[str, str]] = []  # of the last look: file, reason
         self.fresh: list[Accepted] = []  # what the last look accepted
 
     @property
@@ -53,7 +53,7 @@ class DesiredFiles:
     def poll(self) -> bool:
         """Look, if it is time; whether something changed.
 
-        A file that became unreadable or unsound keeps the documents it had; one that is gone has none.
+        A file that became unreadable or unsound keeps the documents that it had; one that is gone has none.
         """
         self.refusals, self.fresh = [], []
         now = time.monotonic()
@@ -90,28 +90,20 @@ class DesiredFiles:
         return found
 
     def _read(self, file: Path) -> None:
+        """Take a file whole, or not at all."""
         try:
             text, modified_us = _text(file)
-            trees = _parse(text)
+            accepted = [self._accept(tree, file, modified_us) for tree in _parse(text)]
         except (OSError, ValueError, RecursionError, BpfleetError) as error:
             self.refusals.append((file.name, " ".join(str(error).split())))
             return
-        before, now = self._by_file.get(file, {}), {}
-        for number, tree in enumerate(trees):
-            try:
-                accepted = self._accept(tree, file, modified_us)
-            except BpfleetError as error:
-                name = f"{tree.get('kind')}/{tree.get('id')}" if isinstance(tree, dict) else f"{number}"
-                self.refusals.append((name, f"{file.name}: {error}"))
-                if name in before:  # as everywhere: what is refused changes nothing
-                    now[name] = before[name]
-                continue
-            name = accepted.document.name
-            if name in before and before[name].digest == accepted.digest:
-                accepted = before[name]
+        before = self._by_file.get(file, {})
+        now = {each.document.name: each for each in accepted}
+        for name, each in now.items():
+            if name in before and before[name].digest == each.digest:
+                now[name] = before[name]
             else:
-                self.fresh.append(accepted)
-            now[name] = accepted
+                self.fresh.append(each)
         self._by_file[file] = now
 
     def _accept(self, tree: Any, file: Path, modified_us: int) -> Accepted:
