@@ -49,7 +49,7 @@ INLINE struct lb_vip *find_exact(const struct lb_vip_key *key)
 
     if (!table)
         return 0;
-    hash *= HASH_A;
+    hash = (hash ^ hash >> 32) * HASH_A;
     vip = vip_at(table, hash >> (64 - LB_VIP_PLACES_LOG2), key);
     return LIKELY(vip != 0) ? vip : vip_at(table, hash >> (64 - 2 * LB_VIP_PLACES_LOG2), key);
 }

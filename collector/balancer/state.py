@@ -69,11 +69,17 @@ class State:
 
     def apply(self, balancer: Balancer) -> None:
         """Put ``balancer`` in force, and the program on its interfaces."""
+        for interface in balancer.interfaces:
+            xdp.interface_index(interface)
         hops = encode.Hops(balancer)
-        hops.resolve()  # the last thing that may refuse
+        hops.resolve()
         now = time.time()
         following = copy.deepcopy(self.ledger)
         following.assign(balancer, now)
+        for (
+            interface
+        ) in balancer.interfaces:  # the last thing that may refuse; harmless where VIPs are unknown
+            self.plane.attach(interface, balancer.mode)
         following.applied = model.dump(balancer)
         before, self.ledger = self.applied, following
         ledger.write(self.ledger, self.file)
@@ -90,7 +96,8 @@ class State:
             self.ledger.rings[name] = wanted[name]
         self._forget([*before.vips.values(), *balancer.vips.values()], balancer, now)
         ledger.write(self.ledger, self.file)
-        self._attach(balancer)
+        for interface in set(self.plane.interfaces()) - set(balancer.interfaces):
+            self.plane.detach(interface)
 
     def _vip(self, name: str) -> int:
         return self.ledger.vips.taken[name]
@@ -133,12 +140,6 @@ class State:
             self.plane.maps["lb_rings"].delete(u32(self._vip(name)))
             self.ledger.vips.take_back(name, now + rest)
             self.ledger.rings.pop(name, None)
-
-    def _attach(self, balancer: Balancer) -> None:
-        for interface in balancer.interfaces:
-            self.plane.attach(interface, balancer.mode)
-        for interface in set(self.plane.interfaces()) - set(balancer.interfaces):
-            self.plane.detach(interface)
 
     def changes(self, balancer: Balancer) -> list[str]:
         """What :meth:`apply` would change, a line each; empty if nothing."""

@@ -35,7 +35,8 @@ def address_of(network: Network) -> bytes:
 def places(key: bytes) -> tuple[int, int]:
     """The two places of a key."""
     high, low, word = struct.unpack("<QQI", key)
-    value = (low + high * HASH_B + word * HASH_B) * HASH_A & _WORD
+    value = low + high * HASH_B + word * HASH_B & _WORD
+    value = (value ^ value >> 32) * HASH_A & _WORD
     return value >> (64 - PLACES_LOG2), value >> (64 - 2 * PLACES_LOG2) & (PLACES - 1)
 
 
