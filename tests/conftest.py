@@ -39,13 +39,7 @@ class StoreProcess:
         self.state_dir.mkdir(parents=True, exist_ok=True)
         tree = {"state_dir": str(self.state_dir), "store": {"port": self.port, **self.settings}}
         self.config.write_text(yaml.safe_dump(tree))
-        command = [
-            sys.executable,
-            "-c",
-            "from sinks.command import store; store()",
-            "--config",
-            str(self.config),
-        ]
+        command = [sys.executable, "-m", "fleet", "store", "--config", str(self.config)]
         environment = {name: text for name, text in os.environ.items() if not name.startswith("BPFLEET_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)

@@ -197,7 +197,7 @@ def test_the_command_runs_it_until_sigterm(tmp_path: Path) -> None:
         "BPFLEET_STATE_DIR": str(tmp_path),
         "BPFLEET_KAFKA_SERVERS": f"127.0.0.1:{port}",
     }
-    command = [sys.executable, "-c", "from sinks.command import kafka; kafka()"]
+    command = [sys.executable, "-m", "fleet", "kafka"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout
     said = [process.stdout.readline(), process.stdout.readline()]

@@ -122,14 +122,7 @@ def test_tables_of_the_default_database_survive(own_store: StoreProcess) -> None
 
 def test_a_second_store_on_the_same_directory_is_refused(own_store: StoreProcess) -> None:
     assert own_store.process
-    second = [
-        sys.executable,
-        "-c",
-        "from fleet.cli import main; main()",
-        "store",
-        "--config",
-        str(own_store.config),
-    ]
+    second = [sys.executable, "-m", "fleet", "store", "--config", str(own_store.config)]
     environment = os.environ | {"BPFLEET_STORE_PORT": "0"}
     done = subprocess.run(second, capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert done.returncode == 1
