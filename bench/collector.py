@@ -24,8 +24,7 @@ import yaml
 import zstandard
 
 from bench import flood
-from bench.common import Row, cpu_seconds, in_turns, ratio, ratio_text
-from bench.pipeline import free_port
+from bench.common import Row, cpu_seconds, free_port, in_turns, ratio, ratio_text
 from collector.cgroup import Cgroups
 from collector.clock import Clock
 from collector.decode import Decoders

@@ -5,69 +5,34 @@ A ring wakes the loop only as each quarter of it fills (a wake-up an event would
 otherwise it is read every ``collector.batch_ms``, when all there is becomes batches.
 """
 
-import gc
 import logging
 import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from numpy.typing import NDArray
-
-from collector import bpf_sys, inventory, metrics, privileges, probes, rows, tracefs
-from collector.cgroup import MADE, Cgroups
-from collector.clock import Clock, now_us
-from collector.decode import Decoders
+from collector import bpf_sys, inventory, memory, metrics, privileges, probes, tracefs
+from collector.clock import now_us
 from collector.health import Health, Row, loss_row, restart_row
-from collector.ksym import Symbols
 from collector.losses import Losses
-from collector.probes import Attached, RingReader
+from collector.output import Output
+from collector.probes import Attached
+from collector.reading import Reading
 from collector.sequence import Sequences
-from collector.ship import Shipped
 from schemas import declare
-from schemas.columns import Column
 from schemas.config import Config
-from schemas.declare import Stream
 from schemas.errors import BpfleetError
+from schemas.rows import columns
 
 log = logging.getLogger("bpfleet.collector")
 BUSY_S = 0.002  # between two passes while a ring is filling, or the spool draining
-READ_ROWS = 20_000  # from one ring at a time
-BATCH_BYTES = 700_000  # of kernel structs: what becomes of them stays below Kafka's bound
 HEALTH_S = 5.0
 HEARTBEAT_S = 30.0
-RECLAIM_READS = 600  # reads after which an unchanged key of an aggregate leaves the kernel's map
 STOP_S = 5.0
 DETACH_S = 0.02  # programs that run at that moment come to their end
-
-
-class Output(Protocol):
-    """Where columns go."""
-
-    streams: dict[str, Shipped]
-
-    def ship(self, stream: Stream, columns: Mapping[str, Column], sample_rate: int = 1) -> list[int]:
-        """Take equally long columns; the numbers of the batches they became."""
-
-    def pump(self) -> None:
-        """Do what is waiting; returns at once."""
-
-    @property
-    def backlog(self) -> bool:
-        """Whether :meth:`pump` should be called again soon."""
-
-    @property
-    def is_up(self) -> bool:
-        """Whether what is shipped now arrives now."""
-
-    def spooled(self) -> tuple[int, int]:
-        """Bytes and batches on disk."""
-
-    def close(self, seconds: float) -> int:
-        """Finish within that time; how many batches are left unanswered."""
 
 
 @dataclass
@@ -106,7 +71,6 @@ class Agent:
         self._tell = Every(HEALTH_S)
         self._beat = Every(HEARTBEAT_S)
         self._timers = (self._cut, self._read, self._tell, self._beat)
-        self._read_at = 0.0
         self.resolve: Callable[[], None] = lambda: None  # enters Kafka's answers into the journal
 
     # ── Start and stop ───────────────────────────────────────────────────────────────────────────
@@ -125,31 +89,22 @@ class Agent:
             log.warning("probe %s does not run: %s", name, reason)
         if not self.attached:
             raise BpfleetError("no probe could be loaded; `bpfleet check` says why for each")
-        self._prepare_decoders(enums)
+        self._begin_reading(enums)
         privileges.drop()
         if self.config.collector.metrics_port:
             self._endpoint = metrics.Endpoint(self.config.collector.metrics_port)
-        self._read_at = time.monotonic()
         self.health = Health(self.attached, self.output.streams, self.output.spooled)
-        gc.collect()
-        gc.freeze()
+        memory.settle()
 
-    def _prepare_decoders(self, enums: dict[str, dict[int, str]]) -> None:
-        self.cgroups = Cgroups()
-        self.cgroups.scan()
-        symbols = Symbols()
-        fields = [
-            field for probe in self.attached for stream in probe.probe.streams for field in stream.fields
-        ]
-        if any(each.decode == "ksym" for each in fields) and not symbols.read():
-            log.warning("the kernel hides its symbols (kernel.kptr_restrict): places stay addresses")
-        self.decoders = Decoders(Clock(), self.cgroups, symbols, enums)
-        self.rings = [each for probe in self.attached for each in probe.rings]
-        # Cgroups first: what they tell names the rows of all others.
-        self.rings.sort(key=lambda each: each.stream.name != "cgroup_event")
-        told = [each for each in self.rings if each.stream.name == "cgroup_event"]
-        if told:
-            self.cgroups.refresh = lambda: self._hear_cgroups(told[0])
+    def _begin_reading(self, enums: dict[str, dict[int, str]]) -> None:
+        self.reading = Reading(self.attached, enums, self.config.collector, self.output)
+        for each in self.attached[:]:
+            reason = self.reading.left_out.get(each.probe.name)
+            if reason:
+                log.warning("probe %s does not run: %s", each.probe.name, reason)
+                self.failed[each.probe.name] = reason
+                self.attached.remove(each)
+                each.close()
 
     def stop(self, *_: Any) -> None:
         """Leave the loop soon (also a signal handler)."""
@@ -160,9 +115,9 @@ class Agent:
         for each in self.attached:
             each.detach()
         time.sleep(DETACH_S)
-        self._look(limit=1 << 30)
-        self._read_aggregates()
-        self.cut()
+        self.reading.look(limit=1 << 30)
+        self.reading.aggregates()
+        self.reading.cut()
         self._ship_cgroups()
         self.tell()
         left = self.output.close(STOP_S)
@@ -185,7 +140,7 @@ class Agent:
             signal.signal(number, self.stop)
         poll = select.epoll()
         poll.register(wake, select.EPOLLIN)
-        for each in self.rings:
+        for each in self.reading.rings:
             # Edge-triggered: a ring with anything in it counts as readable, only its wake-ups matter.
             poll.register(each.ring.fd, select.EPOLLIN | select.EPOLLET)
         while not self._stopping:
@@ -202,11 +157,11 @@ class Agent:
         """One pass over everything that is due; whether the next should follow at once."""
         now = time.monotonic()
         cut = self._cut.due(now)
-        busy = self._look(READ_ROWS) if cut else self._look_if_filling()
+        busy = self.reading.look() if cut else self.reading.look_if_filling()
         if cut:
-            self.cut()
+            self.reading.cut()
         if self._read.due(now):
-            self._read_aggregates()
+            self.reading.aggregates()
         if cut:
             self._ship_cgroups()
             self.resolve()
@@ -219,73 +174,10 @@ class Agent:
         self.output.pump()
         return busy or self.output.backlog
 
-    def _look_if_filling(self) -> bool:
-        fullest = max((each.fill for each in self.rings), default=0.0)
-        return self._look(READ_ROWS) if fullest > 1 / 8 else False
-
-    def _look(self, limit: int) -> bool:
-        """Read every ring; whether one has more, or is filling fast."""
-        busy = False
-        for each in self.rings:
-            fill = each.fill
-            if each.stream.name == "cgroup_event":
-                self._hear_cgroups(each)
-            else:
-                each.read(limit)
-            if each.rows >= self._batch_rows(each):
-                self._ship_ring(each)
-            busy = busy or fill > 1 / 4
-        return busy
-
-    def _batch_rows(self, reader: RingReader) -> int:
-        return max(1, min(self.config.collector.batch_rows, BATCH_BYTES // reader.ring.dtype.itemsize))
-
-    def _hear_cgroups(self, reader: RingReader) -> None:
-        before = len(reader.pending)
-        reader.read(READ_ROWS)
-        for events in reader.pending[before:]:
-            self._learn_cgroups(events)
-
-    def _learn_cgroups(self, events: NDArray[Any]) -> None:
-        for number, change, path in events[["id", "change", "cgroup"]].tolist():
-            if change == MADE:
-                self.cgroups.made(number, path.partition(b"\0")[0].decode("utf-8", "replace"))
-            else:
-                self.cgroups.removed(number)
-
-    # ── Batches ──────────────────────────────────────────────────────────────────────────────────
-
-    def cut(self) -> None:
-        """Make batches of all that was read."""
-        for each in self.rings:
-            self._ship_ring(each)
-
-    def _ship_ring(self, reader: RingReader) -> None:
-        events = reader.cut()
-        if events is None:
-            return
-        step = self._batch_rows(reader)
-        for start in range(0, len(events), step):
-            part = events[start : start + step]
-            self.output.ship(reader.stream, self.decoders.columns(reader.stream, part))
-
-    def _read_aggregates(self) -> None:
-        now = time.monotonic()
-        interval = int((now - self._read_at) * 1e6)
-        self._read_at = now
-        for probe in self.attached:
-            for stream, aggregate in probe.aggregates:
-                keys, values = aggregate.read()
-                aggregate.reclaim(RECLAIM_READS)
-                if len(keys):
-                    made = self.decoders.columns(stream, keys, values, now_us=now_us(), interval_us=interval)
-                    self.output.ship(stream, made)
+    # ── Rows about itself ────────────────────────────────────────────────────────────────────────
 
     def _ship_cgroups(self) -> None:
-        fresh = [
-            {"ts": each.at_us, "id": each.id, "cgroup": each.path, **vars(each.tenant)}
-            for each in self.cgroups.take_fresh()
-        ]
+        fresh = self.reading.fresh_cgroups()
         if fresh:
             self._ship_rows("cgroup", fresh)
 
@@ -317,8 +209,9 @@ class Agent:
         """Ship a heartbeat."""
         names = [each.probe.name for each in self.attached]
         labels = self.config.collector.labels
+        memory.trim()
         self._ship_rows("host", [inventory.describe(labels, names, self.failed, self._started_us)])
 
     def _ship_rows(self, name: str, made: list[Row]) -> list[int]:
         stream = self._streams[name]
-        return self.output.ship(stream, rows.columns(stream, made))
+        return self.output.ship(stream, columns(stream, made))

@@ -20,8 +20,8 @@ from typing import Any
 from collector import probes
 from collector.agent import Agent
 from collector.cgroup import find_mount
+from collector.output import Shipped
 from collector.printer import Printer
-from collector.ship import Shipped
 from schemas.columns import Column
 from schemas.config import Config
 from schemas.declare import Stream

@@ -1,7 +1,7 @@
 """The `collector_health` stream: what the collector and its probes cost, and what was lost.
 
 Counters only rise where they are made; a row holds what an interval added. The last rows go out at the end,
-so that over a collector's life made = shipped + lost, for each ring stream, in SQL.
+so that over a collector's life made = shipped + lost + invalid, for each ring stream, in SQL.
 """
 
 import os
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from collector.losses import Loss
+from collector.output import Shipped
 from collector.probes import Attached
-from collector.ship import Shipped
 
 Row = dict[str, Any]
 Totals = dict[tuple[str, ...], dict[str, int]]
@@ -78,8 +78,10 @@ class Health:
     def _measure(self) -> Totals:
         totals: Totals = {("process", ""): {"cpu_us": cpu_us()}}
         for probe in self._attached:
-            for hook, (nanoseconds, runs) in probe.run_times().items():
-                totals["program", probe.probe.name, hook] = {"run_ns": nanoseconds, "runs": runs}
+            for hook, info in probe.run_times().items():
+                totals["program", probe.probe.name, hook] = {
+                    "run_ns": info.run_time_ns, "runs": info.run_count, "missed": info.missed,
+                }  # fmt: skip
             for stream, counts in probe.counts().items():
                 totals["stream", stream] = {
                     "made": counts.made, "lost": counts.lost, "sampled_out": counts.sampled_out,

@@ -1,31 +1,21 @@
 """A collector process from its settings to its exit code: state, Kafka and agent put together."""
 
-import ctypes
 import logging
 import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from collector import memory
 from schemas.config import Config
 
 if TYPE_CHECKING:
     from collector.agent import Agent
 
-M_ARENA_MAX = -8
-
-
-def _spare_memory() -> None:
-    """One heap for all threads, no thread pool for linear algebra: neither has work here."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_ARENA_MAX, 1)
-
 
 def collect(config: Config, *, to_stdout: bool = False) -> int:
     """Run until a signal; the exit code. Raises BpfleetError when it cannot start."""
-    _spare_memory()
+    memory.spare()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="bpfleet: %(message)s")
     return _print(config) if to_stdout else _ship(config)
 

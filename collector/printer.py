@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping
 from typing import TextIO
 
+from collector.output import Shipped
 from collector.sequence import boot_id
-from collector.ship import Shipped
 from schemas.columns import Column
 from schemas.declare import Stream
 from schemas.rows import json_rows
@@ -14,7 +14,7 @@ from schemas.wire import Batch, Envelope
 
 
 class Printer:
-    """An output of :class:`collector.agent.Agent`; one Python statement a row, so not for busy hosts."""
+    """A :class:`collector.output.Output`; one Python statement a row, so not for busy hosts."""
 
     backlog = False
     is_up = True

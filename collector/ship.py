@@ -19,6 +19,7 @@ from typing import Any
 from collector.clock import now_us
 from collector.kafka import Desk
 from collector.losses import Loss, Losses, Reason
+from collector.output import Shipped
 from collector.sequence import Sequences
 from collector.spool import Label, Record, Spool
 from schemas import topics, wire
@@ -45,18 +46,6 @@ PRODUCER = {
     "socket.keepalive.enable": True,
     "log_level": 0,
 }  # fmt: skip
-
-
-@dataclass
-class Shipped:
-    """What became of one stream's batches since the start; numbers only rise."""
-
-    batches: int = 0
-    shipped: int = 0  # rows in batches that got a number
-    bytes: int = 0
-    delivered: int = 0  # rows that Kafka has
-    shed: int = 0  # rows
-    refused: int = 0  # rows
 
 
 @dataclass(frozen=True)
@@ -93,7 +82,11 @@ class Shipper:
         if not rows:
             return []
         number = self._sequences.take(stream.name, now_us())
-        message = wire.encode(stream, wire.Envelope(self._host, self._boot, number, sample_rate), columns)
+        try:
+            message = wire.encode(stream, wire.Envelope(self._host, self._boot, number, sample_rate), columns)
+        except Exception:
+            self._sequences.untake(stream.name, number)
+            raise
         if len(message) > MESSAGE_BYTES and rows > 1:
             return self._ship_halves(stream, columns, rows, number, sample_rate)
         label = Label(stream.name, self._boot, number, rows)
@@ -138,6 +131,11 @@ class Shipper:
         self._losses.add(loss)
         if label.boot == self._boot:
             self._sequences.declared(label.stream, label.seq, last)
+            self._hear_declaration(label, delivered=False)
+
+    def _hear_declaration(self, label: Label, *, delivered: bool) -> None:
+        if label.stream == "collector_health":
+            self._losses.settle(label.seq, delivered=delivered)
 
     # ── Out ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,14 +227,13 @@ class Shipper:
             self.streams.setdefault(label.stream, Shipped()).delivered += label.rows
             if label.boot == self._boot:
                 self._sequences.delivered(label.stream, label.seq, message.partition(), message.offset())
+                self._hear_declaration(label, delivered=True)
         elif error.code() in _refusals():
             if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
                 self._desk.again()
             self._refuse(label, error.str())
         else:
             self._lose(label, Reason.BROKEN, is_open=True)
-        if label.stream == "collector_health" and label.boot == self._boot:
-            self._losses.settle(label.seq, delivered=error is None)
 
     def _refuse(self, label: Label, reason: str) -> None:
         log.warning("Kafka refuses a batch of %s: %s", label.stream, reason)

@@ -111,8 +111,8 @@ class CollectorProcess:
         self.config.write_text(yaml.safe_dump(tree))
 
     def start(self, *arguments: str, wait: bool = True) -> "subprocess.Popen[bytes]":
-        code = "from collector.command import collect; collect()"
-        command = [sys.executable, "-c", code, "--config", str(self.config), *arguments]
+        code = "from fleet.cli import main; main()"
+        command = [sys.executable, "-c", code, "collect", "--config", str(self.config), *arguments]
         environment = {name: text for name, text in os.environ.items() if not name.startswith("BPFLEET_")}
         before = self.said().count("collecting:")
         with self.log.open("ab") as log:

@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 from collecting import CollectorProcess, assert_accounted, read_topic, rows, wait_for
-from conftest import free_port
 
+from bench.common import free_port
 from collector.cgroup import find_mount, require_mount
 from collector.sequence import marks
 from sinks.kafka_server import KafkaServer
@@ -237,9 +238,7 @@ def test_what_cannot_start_says_why(
 ) -> None:  # fmt: skip
     one = CollectorProcess(tmp_path, "127.0.0.1:1", "wrong", **settings)
     collectors.append(one)
-    code = ["-c", "import sys; from fleet.cli import main; main()", "collect", "--config", str(one.config)]
-    import sys
-
+    code = ["-c", "from fleet.cli import main; main()", "collect", "--config", str(one.config)]
     done = subprocess.run(
         [sys.executable, *code, *arguments], capture_output=True, text=True, timeout=30, check=False
     )

@@ -17,11 +17,11 @@ from collector.health import loss_row
 from collector.kafka import Desk, Found
 from collector.losses import Loss, Reason
 from collector.recovery import State, open_state, resolve
-from collector.rows import columns
 from collector.ship import Shipper
 from schemas import declare
 from schemas.config import Config
 from schemas.errors import BpfleetError
+from schemas.rows import columns
 from sinks.kafka_server import KafkaServer
 
 STREAMS = declare.streams()
@@ -136,6 +136,28 @@ def test_the_broker_is_killed_and_comes_back(
     numbers = [each.envelope.seq for each in read_topic(kafka.servers, "cgroup", "outage")]
     assert numbers == list(range(len(numbers))), "in order, each once"
     assert len(numbers) == one.shipper.streams["cgroup"].batches
+
+
+def test_a_broker_that_hangs_is_like_one_that_is_away(
+    kafka: KafkaServer, tmp_path: Path, made: list[Shipping]
+) -> None:
+    one = Shipping(tmp_path, kafka.servers, "hangs")
+    made.append(one)
+    one.desk.start()
+    one.settle()
+    assert kafka.process
+    kafka.process.send_signal(signal.SIGSTOP)
+    try:
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            one.ship(2)
+            time.sleep(0.02)
+        assert len(one.shipper.spool) > 10 and not one.shipper.is_up
+    finally:
+        kafka.process.send_signal(signal.SIGCONT)
+    one.settle()
+    numbers = [each.envelope.seq for each in read_topic(kafka.servers, "cgroup", "hangs")]
+    assert numbers == list(range(one.shipper.streams["cgroup"].batches))
 
 
 def test_the_bound_of_the_spool_sheds_the_oldest_and_says_so(
@@ -280,7 +302,7 @@ def test_a_password_that_is_wrong_has_a_file_to_check(tmp_path: Path) -> None:
     config = Config()
     config.kafka.password_file = str(tmp_path / "absent")
     with pytest.raises(BpfleetError, match="password file"):
-        from collector.kafka import prepare
+        from schemas.admin import prepare
 
         prepare(config, [])
 

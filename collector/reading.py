@@ -1,0 +1,147 @@
+"""From loaded probes to batches: rings and aggregates are read, decoded, cut and handed to the output."""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collector.cgroup import MADE, Cgroups
+from collector.clock import Clock, now_us
+from collector.decode import Decoders, Enums
+from collector.ksym import Symbols
+from collector.output import Output, Shipped
+from collector.probes import Attached, RingReader
+from schemas.config import Collector
+from schemas.declare import Stream
+from schemas.errors import BpfleetError
+from schemas.rows import Row
+
+log = logging.getLogger("bpfleet.collector")
+READ_ROWS = 20_000  # from one ring at a time
+BATCH_BYTES = 700_000  # of kernel structs: what becomes of them stays below Kafka's bound
+RECLAIM_READS = 600  # reads after which an unchanged key of an aggregate leaves the kernel's map
+FILLING, FULL = 1 / 8, 1 / 4  # shares of a ring: worth a look between two cuts; look again at once
+
+
+class Reading:
+    """The readers of all probes. ``left_out``: probes that this kernel loads and cannot name values for."""
+
+    def __init__(self, attached: Iterable[Attached], enums: Enums, config: Collector, output: Output) -> None:
+        self.config, self.output = config, output
+        self.cgroups = Cgroups()
+        self.cgroups.scan()
+        self.left_out: dict[str, str] = {}
+        attached = list(attached)
+        self.decoders = Decoders(Clock(), self.cgroups, _symbols(attached), enums)
+        self.attached = [each for each in attached if self._is_decodable(each)]
+        self.rings = [each for probe in self.attached for each in probe.rings]
+        # Cgroups first: what they tell names the rows of all others.
+        self.rings.sort(key=lambda each: each.stream.name != "cgroup_event")
+        told = [each for each in self.rings if each.stream.name == "cgroup_event"]
+        if told:
+            self.cgroups.refresh = lambda: self._hear_cgroups(told[0])
+        self._read_at = time.monotonic()
+
+    def _is_decodable(self, probe: Attached) -> bool:
+        try:
+            for reader in probe.rings:
+                self.decoders.columns(reader.stream, np.empty(0, reader.ring.dtype))
+            for stream, aggregate in probe.aggregates:
+                empty = np.empty(0, aggregate.key), np.empty(0, aggregate.value)
+                self.decoders.columns(stream, *empty)
+        except BpfleetError as error:
+            self.left_out[probe.probe.name] = str(error)
+            return False
+        return True
+
+    # ── Rings ────────────────────────────────────────────────────────────────────────────────────
+
+    def look_if_filling(self) -> bool:
+        """Read the rings between two cuts, if one fills; whether to come back at once."""
+        fullest = max((each.fill for each in self.rings), default=0.0)
+        return self.look() if fullest > FILLING else False
+
+    def look(self, limit: int = READ_ROWS) -> bool:
+        """Read every ring; whether one is filling fast."""
+        busy = False
+        for each in self.rings:
+            busy = busy or each.fill > FULL
+            if each.stream.name == "cgroup_event":
+                self._hear_cgroups(each)
+            else:
+                each.read(limit)
+            if each.rows >= self._batch_rows(each):
+                self._ship(each)
+        return busy
+
+    def cut(self) -> None:
+        """Make batches of all that was read."""
+        for each in self.rings:
+            self._ship(each)
+
+    def _batch_rows(self, reader: RingReader) -> int:
+        return max(1, min(self.config.batch_rows, BATCH_BYTES // reader.ring.dtype.itemsize))
+
+    def _ship(self, reader: RingReader) -> None:
+        events = reader.cut()
+        if events is None:
+            return
+        step = self._batch_rows(reader)
+        for start in range(0, len(events), step):
+            self.decode(reader.stream, events[start : start + step])
+
+    def decode(self, stream: Stream, *parts: NDArray[Any], interval_us: int = 0) -> None:
+        """Kernel arrays to a batch. What cannot be decoded is counted and stops nothing else."""
+        try:
+            made = self.decoders.columns(stream, *parts, now_us=now_us(), interval_us=interval_us)
+            self.output.ship(stream, made)
+        except (ValueError, TypeError, LookupError, ArithmeticError):
+            count = self.output.streams.setdefault(stream.name, Shipped())
+            if not count.invalid:
+                log.exception("%s: events cannot be decoded; further ones are only counted", stream.name)
+            count.invalid += len(parts[0])
+
+    # ── Aggregates ───────────────────────────────────────────────────────────────────────────────
+
+    def aggregates(self) -> None:
+        """Ship what each aggregate gained since the last time."""
+        now = time.monotonic()
+        interval = int((now - self._read_at) * 1e6)
+        self._read_at = now
+        for probe in self.attached:
+            for stream, aggregate in probe.aggregates:
+                keys, values = aggregate.read()
+                aggregate.reclaim(RECLAIM_READS)
+                if len(keys):
+                    self.decode(stream, keys, values, interval_us=interval)
+
+    # ── Cgroups ──────────────────────────────────────────────────────────────────────────────────
+
+    def _hear_cgroups(self, reader: RingReader) -> None:
+        before = len(reader.pending)
+        reader.read(READ_ROWS)
+        for events in reader.pending[before:]:
+            for number, change, path in events[["id", "change", "cgroup"]].tolist():
+                if change == MADE:
+                    self.cgroups.made(number, path.partition(b"\0")[0].decode("utf-8", "replace"))
+                else:
+                    self.cgroups.removed(number)
+
+    def fresh_cgroups(self) -> list[Row]:
+        """Rows of the `cgroup` stream: what was resolved since the last call."""
+        return [
+            {"ts": each.at_us, "id": each.id, "cgroup": each.path, **vars(each.tenant)}
+            for each in self.cgroups.take_fresh()
+        ]
+
+
+def _symbols(attached: Iterable[Attached]) -> Symbols:
+    """The kernel's symbols, read now if a field needs them: later they may be out of reach."""
+    symbols = Symbols()
+    fields = (field for probe in attached for stream in probe.probe.streams for field in stream.fields)
+    if any(each.decode == "ksym" for each in fields) and not symbols.read():
+        log.warning("the kernel hides its symbols (kernel.kptr_restrict): places stay addresses")
+    return symbols
