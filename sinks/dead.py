@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +45,12 @@ class Letter:
         return [(name, text.encode()) for name, text in named.items()]
 
 
-def read_letter(message: Any) -> Letter:
+def read_letter(headers: list[tuple[str, bytes]], value: bytes | None) -> Letter:
     """A message of the dead-letter topic. Raises ValueError when it is no letter of ours."""
-    named = {name: (text or b"").decode(errors="replace") for name, text in message.headers() or []}
+    named = {name: (text or b"").decode(errors="replace") for name, text in headers}
     try:
         return Letter(
-            named["topic"], int(named["partition"]), int(named["offset"]), None, message.value(),
+            named["topic"], int(named["partition"]), int(named["offset"]), None, value,
             named["reason"], named["detail"],
         )  # fmt: skip
     except KeyError as missing:
@@ -99,21 +99,22 @@ class DeadLetters:
 class DeadShare:
     """Trips when too many of the recent messages are dead."""
 
-    def __init__(self, limit: float, say: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, limit: float) -> None:
         self._limit = limit
         self._recent: deque[bool] = deque(maxlen=WINDOW)
-        self._say = say
+        self._last = ""
 
-    def note(self, dead: bool) -> None:
-        """Another message was judged."""
+    def note(self, dead: bool, detail: str = "") -> None:
+        """Another message was judged; when dead, why."""
         self._recent.append(dead)
+        self._last = detail if dead else self._last
 
     def check(self) -> None:
         """Raises :class:`TooManyDead`; call before anything of these messages is committed."""
         dead = sum(self._recent)
         if len(self._recent) >= ENOUGH and dead > self._limit * len(self._recent):
             raise TooManyDead(
-                f"{dead} of the last {len(self._recent)} messages cannot be stored ({self._say()}); stopped "
+                f"{dead} of the last {len(self._recent)} messages cannot be stored (the last: {self._last}); stopped "
                 "rather than drain the topic: mend the cause, or raise sink.dead_share to let them go to "
                 f"{topics.DEAD}"
             )

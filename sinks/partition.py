@@ -133,7 +133,7 @@ class Partition:
             if verdict is None:
                 return
             if opened is None:
-                share.note(isinstance(verdict, Dead))
+                share.note(isinstance(verdict, Dead), getattr(verdict, "detail", ""))
             self._waiting.popleft()
             self._judged.append((since, Item(message, verdict)))
             self._rows += verdict.batch.rows if isinstance(verdict, Good) else 0
