@@ -20,7 +20,7 @@ struct issue {
 	u32 pid;
 	char comm[16];
 };
-MAP_FLAGS(HASH, block_io_issued, u64, struct issue, 65536, NO_PREALLOC)
+MAP(HASH, block_io_issued, u64, struct issue, 16384)
 
 TP_BTF(block_rq_issue)
 {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* Packets the kernel frees because it dropped them: all counted by reason, a budget of them looked at closely. */
+#include "common/near.h"
 #include "common/net.h"
 #include "common/sample.h"
 
@@ -8,6 +9,7 @@ KERNEL_STRUCT(net_device, name)
 KERNEL_ENUM(skb_drop_reason, SKB_DROP_REASON_NOT_SPECIFIED)
 SETTING(drop_samples_per_second, 1000)
 
+NEAR(packet_drop_count)
 MAP(PERCPU_ARRAY, packet_drop_sampler, u32, struct sampler, 1)
 
 struct ipv4 {
@@ -95,7 +97,7 @@ TP_BTF(kfree_skb)
 	if (reason < SKB_DROP_REASON_NOT_SPECIFIED)
 		return 0; /* not dropped, or consumed */
 	struct packet_drop_count_key key = {.reason = reason};
-	struct packet_drop_count_value *value = packet_drop_count_slot(&key);
+	struct packet_drop_count_value *value = packet_drop_count_near_slot(&key);
 	if (value) {
 		value->packets++;
 		value->bytes += packet->len;
