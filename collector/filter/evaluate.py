@@ -80,8 +80,7 @@ class Evaluator:
         self.moved += 1
         if evidence.base != base:
             evidence = self.compute(base, R1, evidence, otherwise)
-            if self.graph.spans[base][1] + least > LONGEST:
-                self.code.jump_if(">", R1, LONGEST - least, otherwise)
+            self._bound(base, R1, LONGEST - least, otherwise)
             self.code.move(R8, R6)
             self.code.add_register(R8, R1)
         self.code.move(R1, R8)
@@ -136,17 +135,30 @@ class Evaluator:
         if not free:
             raise UsageError(TOO_DEEP)
         evidence = self._into(base, to, free, evidence, fail)
-        if offset + size + self.graph.spans[base][1] > LONGEST:
-            if offset + size > LONGEST:
-                self.code.jump(fail)
-                return evidence
-            self.code.jump_if(">", to, LONGEST - offset - size, fail)
+        if offset + size > LONGEST:
+            self.code.jump(fail)
+            return evidence
+        self._bound(base, to, LONGEST - offset - size, fail)
         self.code.add_register(to, R6)
         self.code.move(free[0], to)
         self.code.add(free[0], offset + size)
         self.code.jump_if_pointer(">", free[0], R9, fail)
         self._fetch(to, to, offset, size)
         return evidence
+
+    def _bound(self, value: int, register: int, most: int, otherwise: Label) -> None:
+        """Make the verifier see that an offset is not above ``most``."""
+        if self.graph.spans[value][1] <= most and self._followed(value):
+            return
+        self.code.move32(register, register)
+        self.code.jump_if(">", register, most, otherwise)
+
+    def _followed(self, value: int) -> bool:
+        """Whether the verifier follows the bounds of a value by itself."""
+        operation, a, b, _ = self.graph.values[value]
+        if operation in ("load", "constant"):
+            return True
+        return operation in ("+", "*", "&", "<<") and self.graph.is_constant(b) and self._followed(a)
 
     def _fetch(self, to: int, base: int, offset: int, size: int) -> None:
         if offset > 0x7FFF:

@@ -29,7 +29,15 @@ def match(rules: Sequence[tuple[Sequence[Instruction], Sequence[Flag]]]) -> Mapp
 
     A rule's bit is its place in ``rules``.
     """
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), DEEP))
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, DEEP))
+    try:
+        return _match(rules)
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def _match(rules: Sequence[tuple[Sequence[Instruction], Sequence[Flag]]]) -> Mapping[str, Piece]:
     graph = Graph()
     nodes = []
     for number, (code, flags) in enumerate(rules):

@@ -281,7 +281,7 @@ class Planner:
                 plan = self._inside(inside, value, span, facts)
                 if plan != NOTHING:
                     arms.append((*span, plan))
-        return Switch(value, tuple(arms))
+        return Switch(value, tuple(arms)) if arms else NOTHING
 
 
 _ALL = ((0, MAX),)

@@ -40,7 +40,7 @@ class AddressTables:
         time.sleep(max(0.0, self.replaced + GRACE_S - time.monotonic()))
         at = self.place(len(tables.spans))
         assert at is not None
-        half = 1 - self._config()[3]
+        half = 1 - self.config()[3]
         chunks = tables.chunks.copy()
         chunks["first"] += np.where(chunks["count"] > 0, at, 0).astype(np.uint32)
         _store(self.maps["filter_chunks"], chunks, half << 16)
@@ -63,7 +63,8 @@ class AddressTables:
             if key not in tables.prefixes6:
                 trie.delete(key)
 
-    def _config(self) -> tuple[int, ...]:
+    def config(self) -> tuple[int, ...]:
+        """What is in force: flags, window, budget, half, 0."""
         value = self.maps["filter_config"].lookup(bytes(4))
         assert value is not None
         return CONFIG.unpack(value)
