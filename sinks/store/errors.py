@@ -32,6 +32,8 @@ SESSION_IS_LOCKED = 373
 INVALID_SESSION_TIMEOUT = 374
 ACCESS_DENIED = 497
 AUTHENTICATION_FAILED = 516
+NOT_ENOUGH_SPACE = 243
+UNKNOWN_EXCEPTION = 1002
 UNKNOWN_COMPRESSION_METHOD = 89
 CANNOT_DECOMPRESS = 271
 INCORRECT_DATA = 117
@@ -66,7 +68,7 @@ def from_engine(error: BaseException) -> StoreError:
         return StoreError(INCORRECT_DATA, "Cannot parse the data by its format and types")
     shape = _SHAPE.search(text)
     if not shape:
-        return StoreError(1002, text or type(error).__name__)
+        return StoreError(UNKNOWN_EXCEPTION, text or type(error).__name__)
     message = _TAIL.sub("", shape[2])
     name = re.search(r"\([A-Z_]+\)", shape[2][len(message) :])
     return StoreError(int(shape[1]), f"{message}. {name[0]}" if name else message)

@@ -1,13 +1,17 @@
-"""Run an INSERT whose data comes with the request: any input format, piece by piece."""
+"""Run an INSERT whose data comes with the request: any input format, whole or not at all."""
 
+from pathlib import Path
 from typing import Any
 
 from sinks.store.answer import Answer, Server, Summary
+from sinks.store.body import Body, load
 from sinks.store.connection import Connection
-from sinks.store.errors import from_engine
+from sinks.store.errors import NOT_ENOUGH_SPACE, StoreError
 from sinks.store.request import Asked
 from sinks.store.statement import Statement
 from sinks.store.wire import Wire
+
+_ROWS = "_bpfleet_input"  # the table that stands for input() while its data is loaded
 
 
 def settings(asked: Asked, statement: Statement) -> dict[str, str]:
@@ -24,31 +28,42 @@ def settings(asked: Asked, statement: Statement) -> dict[str, str]:
 
 
 def run(
-    connection: Connection, asked: Asked, statement: Statement, first: bytes, wire: Wire, server: Server
+    connection: Connection,
+    asked: Asked,
+    statement: Statement,
+    first: bytes,
+    wire: Wire,
+    server: Server,
+    spill: Path,
 ) -> Answer:
     """``first`` is the data that came with the statement; the rest is read from the wire.
 
-    The answer is made after the engine committed. A body that breaks off commits no block that it had not
-    filled (about a million rows each), as with a server.
+    The answer is made after the engine committed. All data is here before the engine starts: a body that
+    breaks off stores nothing. ``spill`` is a directory for large ones.
     """
-    stream = _begin(connection, statement)
-    try:
+    with Body(spill) as body:
         piece = first
-        while piece or not wire.whole:
-            if piece:
-                connection.raw.insert_append(stream, piece)
-            piece = b"" if wire.whole else wire.read()
-        result = connection.raw.insert_done(stream)
-    except RuntimeError as error:
-        raise from_engine(error) from None
-    except BaseException:
-        connection.raw.insert_cancel(stream)
-        raise
+        try:
+            while piece or not wire.whole:
+                body.write(piece)
+                piece = b"" if wire.whole else wire.read()
+        except OSError as error:
+            raise StoreError(NOT_ENOUGH_SPACE, f"Cannot keep the data to insert: {error.strerror}") from None
+        if statement.input:
+            result = _through_input(connection, asked, statement, body)
+        else:
+            result = load(connection, statement.sql, statement.format, body, asked.params)
     return server.whole(b"", Summary.of(result), asked.query_id, statement.format, "")
 
 
-def _begin(connection: Connection, statement: Statement) -> Any:
+def _through_input(connection: Connection, asked: Asked, statement: Statement, body: Body) -> Any:
+    """INSERT … SELECT … FROM input('structure'): the engine takes no file there, so a table stands in."""
+    assert statement.input
+    start, end, structure = statement.input
+    connection.run(f"CREATE TEMPORARY TABLE {_ROWS} AS SELECT * FROM null({structure})".encode("latin-1"))
     try:
-        return connection.raw.send_insert(statement.sql, statement.format)
-    except RuntimeError as error:
-        raise from_engine(error) from None
+        load(connection, f"INSERT INTO {_ROWS}".encode(), statement.format, body)
+        text = f"{statement.text[:start]} {_ROWS} {statement.text[end:]}".encode("latin-1")
+        return connection.run(text, statement.format, asked.params)
+    finally:
+        connection.run(f"DROP TEMPORARY TABLE {_ROWS}")

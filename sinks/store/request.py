@@ -4,11 +4,11 @@ import base64
 import binascii
 import hmac
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from sinks.store import codec
+from sinks.store import codec, form
 from sinks.store.errors import (
     AUTHENTICATION_FAILED,
     BAD_ARGUMENTS,
@@ -41,21 +41,25 @@ class Asked:
     encoding: str  # of the answer
     read_only: bool
     query_id: str
+    external: form.External | None = None
     session: str = ""
     session_timeout: float = 60
     session_check: bool = False
-    headers: dict[str, str] = field(default_factory=dict)
 
 
-def understand(request: Request) -> Asked:
-    """Read URL and headers; raises :class:`StoreError` for what cannot be served."""
-    url = dict(request.query_params)
+def understand(request: Request, sent: form.Form) -> Asked:
+    """Read URL, headers and form; raises :class:`StoreError` for what cannot be served."""
+    url = dict(request.query_params) | sent.fields
+    external = form.External(sent.files, url) if sent.files else None
+    no_settings = _RESERVED | form.settings_of(sent.files)
     if url.get("compress", "0") not in ("0", "") or url.get("decompress", "0") not in ("0", ""):
         message = "compress=1 and decompress=1 (ClickHouse's own block compression) are not offered"
         raise StoreError(NOT_IMPLEMENTED, f"{message}; use Accept-Encoding and Content-Encoding")
     params = {name[6:]: value for name, value in url.items() if name.startswith("param_")}
     settings = {
-        name: value for name, value in url.items() if name not in _RESERVED and not name.startswith("param_")
+        name: value
+        for name, value in url.items()
+        if name not in no_settings and not name.startswith("param_")
     }
     wants = url.get("enable_http_compression", "0") in ("1", "true")
     readonly = url.get("readonly", "0")
@@ -70,6 +74,7 @@ def understand(request: Request) -> Asked:
         encoding=codec.choose(request.headers.get("accept-encoding", "")) if wants else "",
         read_only=request.method in ("GET", "HEAD") or readonly != "0",
         query_id=url.get("query_id") or str(uuid.uuid4()),
+        external=external,
         session=url.get("session_id", ""),
         session_timeout=_session_timeout(url.get("session_timeout", "60")),
         session_check=url.get("session_check", "0") in ("1", "true"),

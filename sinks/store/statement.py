@@ -4,6 +4,7 @@ Told apart: the statement from the data that follows it in an INSERT, the output
 the text, and words that reach out of the database (``forbidden``).
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Statement:
     format: str = ""  # named in the text; for an insert, of its data
     data: int | None = None  # where an insert's data starts; None when it carries none
     streams: bool = False  # its answer can be sent while it is being made
+    input: tuple[int, int, str] | None = None  # where input('structure') stands, and the literal in it
 
     @property
     def sql(self) -> bytes:
@@ -120,9 +122,20 @@ def _insert(text: str, words: "_Guarded") -> Statement:
         if token.upper == "VALUES":
             return Statement(text[: token.end - len("VALUES")], "INSERT", "Values", token.end)
         if token.upper in ("SELECT", "WITH"):
-            for _ in words:  # the guard reads the rest
-                pass
-            return Statement(text, "INSERT")
+            return _selected(text, words)
+    return Statement(text, "INSERT")
+
+
+def _selected(text: str, words: "_Guarded") -> Statement:
+    """INSERT … SELECT; it carries data when it reads input('structure')."""
+    found = None
+    last: list[Token] = []
+    for token in words:
+        last = [*last[-3:], token]
+        if [each.text.lower() for each in last] == ["input", "(", "'", ")"]:
+            found = (last[0].end - len("input"), token.end, text[last[1].end : last[2].end])
+        if found and token.upper == "FORMAT" and token.depth == 0:
+            return dataclasses.replace(_formatted(text, token, words), input=found)
     return Statement(text, "INSERT")
 
 

@@ -23,10 +23,10 @@ class ClientGone(Exception):
 class Wire:
     """Body in, answer out."""
 
-    def __init__(self, receive: Receive, send: Send, decoder: Decoder) -> None:
+    def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
-        self._decoder = decoder
+        self.decoder = Decoder("")
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()  # the body has come whole
         self.gone = False
@@ -46,10 +46,10 @@ class Wire:
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise ClientGone
-            pieces.append(self._decoder.feed(message.get("body", b"")))
+            pieces.append(self.decoder.feed(message.get("body", b"")))
             size += len(pieces[-1])
             if not message.get("more_body", False):
-                self._decoder.end()
+                self.decoder.end()
                 self._ended.set()
         return b"".join(pieces)
 
