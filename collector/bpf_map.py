@@ -52,7 +52,8 @@ PER_CPU = {MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH}
 def possible_cpus() -> int:
     """How many values an element of a per-CPU map has (Linux: /sys/devices/system/cpu/possible)."""
     text = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(text.replace(",", "-").rpartition("-")[2]) + 1
+    ranges = (each.partition("-") for each in text.split(","))
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
 
 
 @dataclass(frozen=True)

@@ -247,3 +247,45 @@ def test_it_works_where_it_is_installed(tmp_path):
     assert ran.stdout.split(" ", 1) == [f"{tmp_path}/collector/loader.py", "['runq_latency'] {}\n"], (
         ran.stderr
     )
+
+
+def test_the_capabilities_that_the_documentation_names_suffice():
+    """Root cut down to CAP_BPF and CAP_PERFMON loads and attaches every declared probe."""
+    code = (
+        "from collector import loader; from schemas import declare\n"
+        f"names = {sorted(each.name for each in kernel_probes())}\n"
+        "result = loader.load([loader.probe_source(declare.load()[name]) for name in names])\n"
+        "print(sorted(result.loaded) == names, result.failed)"
+    )
+    few = "-all,+bpf,+perfmon"
+    ran = subprocess.run(
+        ["setpriv", "--bounding-set", few, "--inh-caps", few, sys.executable, "-c", code],
+        check=True, capture_output=True, text=True, cwd=loader.ROOT.parent,
+    )  # fmt: skip
+    assert ran.stdout == "True {}\n", ran.stderr
+
+
+def test_every_kind_of_program_loads(load):
+    kinds = {
+        "TP_BTF(sched_process_exit)": "tp_btf:sched_process_exit",
+        "RAW_TP(sched_process_exit)": "raw_tp:sched_process_exit",
+        "TRACEPOINT(sched, sched_process_exit)": "tracepoint:sched:sched_process_exit",
+        "PERF_EVENT(clock)": "perf_event:clock",
+        "UPROBE(function)": "uprobe:function",
+        "XDP(packet)": "xdp:packet",
+        "TC(packet)": "tc:packet",
+    }
+    tracefs.mount()
+    text = '#include "common/probe.h"\n' + "".join(f"{each} {{ return 0; }}\n" for each in kinds)
+    result = load(Source("kinds", text=text))
+    assert result.failed == {}
+    programs = result.loaded["kinds"].programs
+    assert [each.hook for each in programs] == list(kinds.values())
+    attached = {each.kind for each in programs if each.link_fd is not None}
+    assert attached == {"tp_btf", "raw_tp", "tracepoint"}
+    before = {each.kind: bpf_sys.prog_info(each.fd).run_count for each in programs}
+    stats = bpf_sys.enable_stats()
+    subprocess.run(["true"], check=True)
+    after = {each.kind: bpf_sys.prog_info(each.fd).run_count for each in programs}
+    os.close(stats)
+    assert {kind for kind in after if after[kind] > before[kind]} == attached

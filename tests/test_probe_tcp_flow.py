@@ -1,15 +1,19 @@
 """tcp_flow: known connections give exactly their rows, with the right ports, bytes, owners and endings."""
 
 import os
+import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from probing import PROBES, probing
+
+from collector import bpf_sys
 
 FIELDS = {each.name: each for each in PROBES["tcp_flow"].streams[0].fields}
 LOOPBACK = bytes(10) + b"\xff\xff" + bytes([127, 0, 0, 1])
@@ -163,3 +167,36 @@ def test_a_socket_forgotten_at_its_close_leaves_nothing_behind(probe):
             exchange(server, 10, 10)
         rows_of(probe, server.getsockname()[1], 40)
     assert probe.loaded.maps["tcp_flow_open"].read()[2] <= before + 2
+
+
+def test_agrees_with_tcplife(probe):
+    """libbpf-tools' tcplife over the same connections: ports, kilobytes and process."""
+    with closing(listener()) as server:
+        port = server.getsockname()[1]
+        with attached_tcplife(port) as tool:
+            ports = [exchange(server, 100_000 * (n + 1), 50_000 * n) for n in range(5)]
+            ours = [each for each in rows_of(probe, port, 10) if each["remote_port"] == port]
+            time.sleep(0.5)
+        lines = [line.split() for line in tool.communicate(timeout=10)[0].splitlines()]
+    theirs = {int(line[3]): line for line in lines if len(line) >= 9 and line[5] == str(port)}
+    assert sorted(theirs) == sorted(ports)
+    for each in ours:
+        line = theirs[int(each["local_port"])]
+        assert int(line[0]) == each["pid"]
+        assert float(line[6]) == pytest.approx(int(each["bytes_sent"]) / 1024, abs=1)
+        assert float(line[7]) == pytest.approx(int(each["bytes_received"]) / 1024, abs=1)
+
+
+@contextmanager
+def attached_tcplife(port: int):
+    """tcplife, once its programs are in the kernel; interrupted at the end."""
+    before = set(bpf_sys.prog_ids())
+    tool = subprocess.Popen(["stdbuf", "-oL", "tcplife"], stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 10
+    while not set(bpf_sys.prog_ids()) - before and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    try:
+        yield tool
+    finally:
+        tool.send_signal(signal.SIGINT)
