@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,40 @@ def _family(pid: int) -> list[int]:
     return found
 
 
+@dataclass
+class Delays:
+    """How long rows take from the kernel to the store, from the sink's own histogram."""
+
+    port: int  # of the sink's metrics, on loopback
+    last: dict[float, float] = field(default_factory=dict)  # upper bound in s → cumulative count
+
+    def look(self) -> tuple[float, float] | None:
+        """Upper bounds of p50 and p99 since the last look, in seconds; None without news."""
+        buckets = self._read()
+        fresh = {bound: count - self.last.get(bound, 0.0) for bound, count in buckets.items()}
+        self.last = buckets or self.last
+        total = fresh.get(float("inf"), 0.0)
+        if total <= 0:
+            return None
+        p50, p99 = (min(b for b, count in fresh.items() if count >= total * share) for share in (0.5, 0.99))
+        return p50, p99
+
+    def _read(self) -> dict[float, float]:
+        from prometheus_client.parser import text_string_to_metric_families
+
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=1) as answer:
+                families = list(text_string_to_metric_families(answer.read().decode()))
+        except OSError:
+            return {}
+        return {
+            float(sample.labels["le"]): sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == "bpfleet_sink_delay_seconds_bucket"
+        }
+
+
 @dataclass(frozen=True)
 class StreamLine:
     """What the view shows of one stream."""
@@ -102,6 +137,7 @@ class Snapshot:
 
     streams: list[StreamLine] = field(default_factory=list)
     lost: int = 0
+    delay: tuple[float, float] | None = None  # p50 and p99, event to row
     question: Question | None = None
     answer: Any = None  # of clickhouse-connect
     seconds: float = 0.0  # that the answer took
@@ -148,11 +184,15 @@ def draw(seen: Snapshot, costs: dict[str, tuple[float, float]], footer: str) -> 
     from fleet.sql import table
 
     streams = [
-        (each.name, f"{each.per_second:,.1f}", f"{each.rows:,}", _age(each.age_s)) for each in seen.streams
+        (each.name, f"{each.per_second:,.1f}", f"{each.rows:,}", _age(each.age_s))
+        for each in seen.streams
+        if each.rows
     ]
     parts = [(name, f"{share:.1%}", f"{memory:.0f} MB") for name, (share, memory) in costs.items()]
     lost = Text(f"lost or shed since the beginning: {seen.lost}", style="bold red" if seen.lost else "green")
     blocks: list[Any] = [table(("stream", "rows/s", "rows", "newest row"), streams), lost]
+    if seen.delay is not None:
+        blocks.append(Text(f"event to row: half within {seen.delay[0]:g} s, 99 % within {seen.delay[1]:g} s"))
     blocks.append(table(("part", "CPU of a core", "memory"), parts))
     if seen.question is not None and seen.answer is not None:
         blocks.append(Text(f"{seen.question.text}  ({seen.seconds * 1000:.0f} ms)", style="bold"))
@@ -163,9 +203,10 @@ def draw(seen: Snapshot, costs: dict[str, tuple[float, float]], footer: str) -> 
 
 def plain(seen: Snapshot, costs: dict[str, tuple[float, float]]) -> str:
     """The same in one line, for logs."""
-    rates = " ".join(f"{each.name}={each.per_second:.1f}/s" for each in seen.streams)
+    rates = " ".join(f"{each.name}={each.per_second:.1f}/s" for each in seen.streams if each.rows)
+    delay = f" delay_p99={seen.delay[1]:g}s" if seen.delay else ""
     used = " ".join(f"{name}={share:.1%},{memory:.0f}MB" for name, (share, memory) in costs.items())
-    return f"{rates} lost={seen.lost} {used}"
+    return f"{rates}{delay} lost={seen.lost} {used}"
 
 
 def _age(seconds: float | None) -> str:

@@ -47,6 +47,7 @@ def _say(text: str) -> None:
 def _watch(config: Config, parts: list[supervise.Part], until: float | None) -> None:
     client = connect(config.clickhouse)
     processes = {part.name: live.Process(part.process.pid) for part in parts if part.process}
+    delays, delay = live.Delays(config.sink.metrics_port), None
     footer = f'SQL: bpfleet sql "SELECT …" · {config.clickhouse.url} · Ctrl-C stops'
     view = _terminal(footer) if sys.stdout.isatty() else _lines()
     next(view)
@@ -54,7 +55,9 @@ def _watch(config: Config, parts: list[supervise.Part], until: float | None) -> 
         for part in parts:
             part.check()
         costs = {name: process.look() for name, process in processes.items()}
-        view.send((_look(client, config), costs))
+        seen = _look(client, config)
+        seen.delay = delay = delays.look() or delay
+        view.send((seen, costs))
         time.sleep(1.0)
     view.close()
 

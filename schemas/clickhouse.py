@@ -1,5 +1,6 @@
 """The way to ClickHouse (or the embedded store), for the operator's side and the sink alike."""
 
+import logging
 import re
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,9 @@ def connect(
     import clickhouse_connect
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
+    # The driver logs what it raises; we say it once, in our words.
+    logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)
     url = urlsplit(config.url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise BpfleetError(f"clickhouse.url is `{config.url}`; write it like http://127.0.0.1:8123")
