@@ -199,6 +199,7 @@ class DesiredState:
         for kind, worker in self._workers.items():
             wanted = {each.document.id: each for each in live.values() if each.document.kind == kind}
             gone = [self._gone(each, now) for name, each in worker.offered.items() if name not in wanted]
+            gone += [each for each in self._ended if each.accepted.document.kind == kind]
             if not self._distributed or gone or _marks(wanted) != _marks(worker.offered):
                 worker.offer(wanted, gone)
         self._ended.clear()
