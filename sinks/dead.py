@@ -114,7 +114,7 @@ class DeadShare:
         dead = sum(self._recent)
         if len(self._recent) >= ENOUGH and dead > self._limit * len(self._recent):
             raise TooManyDead(
-                f"{dead} of the last {len(self._recent)} messages cannot be stored (the last: {self._last}); stopped "
-                "rather than drain the topic: mend the cause, or raise sink.dead_share to let them go to "
+                f"{dead} of the last {len(self._recent)} messages cannot be stored (the last: {self._last}); "
+                "stopped rather than drain the topic: mend the cause, or raise sink.dead_share to let them go to "
                 f"{topics.DEAD}"
             )

@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
-from conftest import free_port
 
+from bench.common import free_port
 from schemas import declare, topics, wire
 from schemas.clickhouse import connect
 from schemas.columns import Dictionary

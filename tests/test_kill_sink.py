@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confluent_kafka import Producer
-from conftest import StoreProcess, free_port
+from conftest import StoreProcess
 from sinking import Place, Sender, SinkProcess, batch, declared, eventually, make_topics
 
+from bench.common import free_port
 from schemas import topics
 from schemas.declare import Stream
 from sinks.kafka_server import KafkaServer
@@ -220,7 +221,7 @@ def judge(place: Place, load: Load, trouble: Trouble) -> None:
         (f"host{number}", load.rows[number], load.rows[number], load.rows[number] - 1, load.seqs[number])
         for number in range(PARTITIONS)
     ]
-    query = "SELECT host, count(), uniqExact(id), max(id), uniqExact(seq) FROM DB.numbers GROUP BY host ORDER BY host"
+    query = "SELECT host, count(), uniqExact(id), max(id), uniqExact(seq) FROM DB.numbers GROUP BY 1 ORDER BY 1"
     total = sum(load.rows)
     try:
         eventually(lambda: place.count(STREAM) >= total, seconds=60)
