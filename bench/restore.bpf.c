@@ -17,7 +17,7 @@ struct frame {
 };
 
 MAP(ARRAY, frames, u32, struct frame, 1)
-MAP(PROG_ARRAY, targets, u32, u32, 4)
+MAP(PROG_ARRAY, targets, u32, u32, 16)
 
 static long (*tail_call)(void *ctx, void *programs, u32 index) = (void *)BPF_FUNC_tail_call;
 
