@@ -256,7 +256,8 @@ def secret(path: str) -> str:
 
 def kafka_options(config: Kafka) -> dict[str, Any]:
     """What librdkafka needs to reach the cluster; callers add their own side's options."""
-    options: dict[str, Any] = {"bootstrap.servers": config.servers, **config.options}
+    # Our own lines say what is wrong; librdkafka's, one for each attempt, only when it is about to give up.
+    options: dict[str, Any] = {"bootstrap.servers": config.servers, "log_level": 2, **config.options}
     if config.password_file:
         options["sasl.password"] = secret(config.password_file)
     return options
