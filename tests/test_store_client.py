@@ -9,6 +9,7 @@ import psutil
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
+from clickhouse_connect.driver.external import ExternalData
 from conftest import StoreProcess
 
 
@@ -198,3 +199,51 @@ def test_readers_while_inserting(store: StoreProcess, client: Client) -> None:
     assert not failed
     assert client.command("SELECT count(), uniqExact(a) FROM busy") == ["50000", "50000"]
     assert all(each % 1000 == 0 for each in seen)
+
+
+def test_external_tables(client: Client) -> None:
+    data = ExternalData(file_name="ext.csv", data=b"1,a\n2,b\n", fmt="CSV", structure=["a UInt8", "s String"])
+    query = "SELECT a, s FROM ext WHERE a > {least:UInt8}"
+    assert client.query(query, parameters={"least": 1}, external_data=data).result_rows == [(2, "b")]
+    with pytest.raises(DatabaseError) as caught:
+        client.query("SELECT * FROM ext")
+    assert caught.value.code == 60
+
+
+def test_parameters_in_a_form(store: StoreProcess) -> None:
+    odd = "é\r\n--x\r\n\r\n"
+    with clickhouse_connect.get_client(dsn=store.url, form_encode_query_params=True) as client:
+        answer = client.query("SELECT {a:UInt8}, {s:String}", parameters={"a": 3, "s": odd})
+    assert answer.result_rows == [(3, odd)]
+
+
+def test_input(client: Client) -> None:
+    client.command("CREATE TABLE put (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
+    select = "SELECT a * 2, upper(s) FROM input('a UInt64, s String') WHERE a > 1"
+    for _ in range(2):
+        client.command(f"INSERT INTO put (a, s) {select} FORMAT CSV", data="1,x\n2,y\n3,z\n")
+    assert client.query("SELECT a, s, count() FROM put GROUP BY a, s ORDER BY a").result_rows == [
+        (4, "Y", 2),
+        (6, "Z", 2),
+    ]
+
+
+def test_a_violated_constraint_is_no_success(client: Client) -> None:
+    client.command("CREATE TABLE few (a UInt8, CONSTRAINT few CHECK a < 5) ENGINE = MergeTree ORDER BY a")
+    with pytest.raises(DatabaseError) as caught:
+        client.insert("few", [[1], [9]], column_names=["a"])
+    assert caught.value.code == 469
+    assert client.command("SELECT count() FROM few") == 0
+
+
+def test_a_large_insert_spills_and_is_whole(store: StoreProcess, client: Client) -> None:
+    assert store.process
+    process = psutil.Process(store.process.pid)
+    client.command("CREATE TABLE large (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
+    line = b"%d," + b"x" * 90 + b"\n"
+    before = process.memory_info().rss
+    pieces = (b"".join(line % (at + row) for row in range(10_000)) for at in range(0, 1_500_000, 10_000))
+    client.raw_insert("large", ["a", "s"], pieces, fmt="CSV")
+    assert process.memory_info().rss - before < 400 << 20
+    assert client.command("SELECT count(), uniqExact(a) FROM large") == ["1500000", "1500000"]
+    assert not list((store.state_dir / "store" / "tmp").iterdir())

@@ -169,6 +169,52 @@ def test_a_body_that_breaks_off_inserts_nothing(own_store: StoreProcess) -> None
     assert ask(own_store, "SELECT count() FROM broken") == "0\n"
 
 
+def test_a_full_disk_is_an_error_and_passes(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(tmp_path)], check=True)
+    store = StoreProcess(tmp_path)
+    try:
+        store.start()
+        ask(store, "CREATE TABLE full (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
+        acknowledged, failed = 0, ""
+        for at in range(120):
+            try:
+                insert(store, "full", b"".join(binary_row(at) for _ in range(1000)))
+                acknowledged += 1
+            except AssertionError as error:
+                failed = str(error)
+                break
+        assert failed.startswith("Code: 243.") or "No space left" in failed
+        assert acknowledged > 5
+        assert (
+            ask(store, "SELECT count(), uniqExact(a) FROM full") == f"{acknowledged * 1000}\t{acknowledged}\n"
+        )
+        ask(store, "DROP TABLE full SYNC")
+        ask(store, "CREATE TABLE full (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
+        store.kill()
+        store.start()
+        insert(store, "full", binary_row(1))
+        assert ask(store, "SELECT count() FROM full") == "1\n"
+    finally:
+        store.kill()
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def binary_row(number: int) -> bytes:
+    """A number and a thousand bytes that nothing compresses, as RowBinary."""
+    return number.to_bytes(8, "little") + b"\xe8\x07" + os.urandom(1000)
+
+
+def insert(store: StoreProcess, table: str, rows: bytes) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", store.port, timeout=60)
+    try:
+        connection.request("POST", "/?query=" + quote(f"INSERT INTO {table} FORMAT RowBinary"), rows)
+        answer = connection.getresponse()
+        data = answer.read()
+    finally:
+        connection.close()
+    assert answer.status == 200, data.decode()
+
+
 def test_a_paused_store_answers_after_it_wakes(own_store: StoreProcess) -> None:
     assert own_store.process
     own_store.process.send_signal(signal.SIGSTOP)
