@@ -2,9 +2,9 @@
 
 Each round gives the program the packet as it was (bench/restore.bpf.c) and follows it to the verdict. The
 references are a trivial pass and the least that an encapsulating program can do, through the same wrapper.
-Katran's figures on a like machine, with its own references, are the yardstick: what is to be reached is stated
-as a multiple of the least encapsulation. With ``BPFLEET_BENCH_PEER=PIN,PIN_GUE`` a balancer pinned in bpffs that
-knows the same VIPs (:data:`VIPS`) is measured in turns with ours, on the same packets.
+Katran's figures on a like machine, with its own references, are the yardstick: what is to be reached is a
+multiple of the least encapsulation. With ``BPFLEET_BENCH_PEER=PIN,PIN_GUE`` a balancer pinned in bpffs
+that knows the same VIPs (:data:`VIPS`) is measured in turns with ours, on the same packets.
 BPF statistics, where another process has them on, add the same 65 ns to everything; the run then says so.
 """
 

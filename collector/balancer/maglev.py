@@ -16,7 +16,8 @@ import numpy as np
 from collector.balancer.layout import RING_SLOTS
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_TURNS_LEFT = 1 / 64  # share of the slots that is left to the last, sequential part
+_TURNS_LEFT = 1 / 128  # share of the slots that is left to the last, sequential part
+_RECOUNT = 32  # claims of more than this part of the slots: counting all owners is faster than what changed
 _TIME_SHIFT = 16  # a claim is its time and, in the low bits, who claims
 _TIME_UNIT = 1 << 20
 _WHO = np.uint64((1 << _TIME_SHIFT) - 1)
@@ -58,6 +59,10 @@ class _Claims:
         self.next += self.lacking
         claims = (rank * _TIME_UNIT // self.quota[who] << _TIME_SHIFT | who).astype(np.uint64)
         wanted = (self.offset[who] + rank * self.skip[who]) % self.slots
+        if len(who) > self.slots // _RECOUNT:
+            np.minimum.at(self.best, wanted, claims)
+            self.lacking = self.quota - self._count(self.best[self.best != _FREE])
+            return
         touched = np.unique(wanted)
         before = self.best[touched]
         np.minimum.at(self.best, wanted, claims)
