@@ -2,7 +2,7 @@
 // Maps of the filter. Pinned, so that they outlive the collector; `filter_order` belongs to one program.
 #pragma once
 
-#include "xdp/filter_structs.h"
+#include "xdp/filter_connections.h"
 
 #define FILTER_TABLE_EXPONENTIAL 1024 // quantiles, then one mean for each shift
 #define FILTER_SHIFTS 24
@@ -20,7 +20,6 @@ MAP_FLAGS(ARRAY, filter_spans, u32, struct filter_span, 2 * 65536, FILTER_MAPPED
 MAP(ARRAY, filter_hints6, u32, u64, 1024)
 MAP_FLAGS(LPM_TRIE, filter_prefixes6, struct filter_prefix6, u32, 1 << 21, NO_PREALLOC)
 MAP(LRU_HASH, filter_buckets, struct filter_bucket_key, u64, 65536)
-MAP(LRU_HASH, filter_connections, struct filter_connection, u64, 65536)
 MAP(LRU_HASH, filter_top, struct filter_top_key, struct filter_top_value, 8192)
 MAP(PROG_ARRAY, filter_next, u32, u32, 1)
 

@@ -8,6 +8,7 @@ Maps, programs and attachments are pinned: they stay in force, times to live inc
 and another :class:`Filter` on the same directory and pins picks them up.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from collector import xdp
 from collector.bpf_map import Map, possible_cpus
 from collector.filter import program, sets
+from collector.filter.connections import watch
 from collector.filter.language import Document, Expression, Rule, action, check
 from collector.filter.layout import (
     COUNTER, LIMITS, MAX_RULES, MAX_SETS, NEXT, SCRATCH, VERDICTS, WINDOW_MS, Control, gaps, window_budget,
@@ -73,6 +75,8 @@ class Filter:
         self.programs: dict[tuple[object, ...], Program] = {}
         self.attached: dict[str, xdp.Attached] = {}
         self._expressions: dict[str, Expression] = {}
+        self._watcher: int | None = None
+        self._watched = False
         self._fill()
 
     def _map(self, shape: MapShape, entries: int = 0) -> Map:
@@ -115,6 +119,8 @@ class Filter:
         limits = any(action(each)[1] for each in document.rules)
         flags |= LIMITS * limits | NEXT * self.state.chained
         self.tables.put(half, flags, window, window_budget(PASSED_BUDGET, possible_cpus()))
+        if not self._watched and any(("established", "") in each.flags for each in expressions.values()):
+            self._watch()
         self._attach(wanted)
         self._forget(slots, set(wanted.values()))
         self.state.settle(document, numbers, slots, self.tables.region)
@@ -203,6 +209,11 @@ class Filter:
             if each not in running:
                 self.programs.pop(key).close()
 
+    def _watch(self) -> None:
+        """Only where a rule asks for it are connections followed."""
+        pin = self.pins / "connections" if self.pins else None
+        self._watcher, self._watched = watch(self.maps["filter_connections"], pin), True
+
     # --- seeing ---
 
     def counts(self) -> list[Count]:
@@ -245,6 +256,9 @@ class Filter:
             attached.close()
         for each in self.programs.values():
             each.close()
+        if self._watcher is not None:
+            os.close(self._watcher)
+            self._watcher = None
         for table in self.maps.values():
             table.close()
         self.attached, self.programs, self.maps = {}, {}, {}

@@ -11,6 +11,7 @@ from collector.filter.pcap import Instruction
 from schemas.errors import UsageError
 
 PLACEHOLDER = 0x40000000  # a byte loaded from here stands for the flag of that number
+ANCILLARY = 0xFFFFF000  # what is loaded from here is not of the frame (linux/filter.h)
 MAX_INSTRUCTIONS = 900
 MAX_NODES = 20_000
 
@@ -103,6 +104,8 @@ class Machine:
         if mode == 0x20:
             if PLACEHOLDER <= each.k < PLACEHOLDER + len(self.flags):
                 return self.flags[each.k - PLACEHOLDER]
+            if each.k >= ANCILLARY:
+                raise UsageError("`inbound`, `outbound` and `ifname` are not supported; give the rule a scope")
             needs.append((LENGTH, min(each.k + size, LONGEST + 1)))
             return graph.load(size, -1, min(each.k, LONGEST))
         needs.append((graph.operate("room", x, LENGTH), min(each.k + size, LONGEST + 1)))
