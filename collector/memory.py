@@ -5,7 +5,7 @@ import gc
 import os
 
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # malloc.h
-LARGE = 256 << 10
+LARGE = 1 << 20  # a batch fits below: it would otherwise be mapped and unmapped each time
 
 
 def spare() -> None:
