@@ -93,6 +93,17 @@ def test_23_connections_are_23_rows_on_either_side(probe, family):
             assert side["cgroup"] == own_cgroup()
 
 
+def test_ipv4_through_a_socket_of_both_families(probe):
+    with closing(socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = server.accept()
+        client.close()
+        accepted.close()
+        found = rows_of(probe, port, 2)
+    assert {bytes(each[side]) for each in found for side in ("local_address", "remote_address")} == {LOOPBACK}
+
+
 def own_cgroup() -> int:
     """The inode number of this process's directory in the unified hierarchy."""
     path = next(
