@@ -64,7 +64,9 @@ def rules(count: int, seed: int = 1) -> list[Rule]:
 def prefixes(count: int) -> list[str]:
     """Distinct prefixes, PLAIN's addresses not among them."""
     dice = random.Random(2)
-    drawn = (f"{dice.randrange(100, 200)}.{dice.randrange(256)}.{dice.randrange(256)}.0/24" for _ in iter(int, 1))
+    drawn = (
+        f"{dice.randrange(100, 200)}.{dice.randrange(256)}.{dice.randrange(256)}.0/24" for _ in iter(int, 1)
+    )
     found: set[str] = set()
     while len(found) < count:
         found.add(next(drawn))
@@ -166,7 +168,8 @@ def main() -> None:
             everything = xdp_filter("tcp,udp,ipv6,ipv4,ethernet")
             cases = [
                 Case("trivial DROP", trivial(), PLAIN, 1), Case("xdp-filter ip, pass", ip, PLAIN, 2),
-                Case("xdp-filter ip, drop", ip, BLOCKED, 1), Case("xdp-filter all, pass", everything, PLAIN, 2),
+                Case("xdp-filter ip, drop", ip, BLOCKED, 1), Case("xdp-filter all, pass", everything, PLAIN,
+                2),
             ]  # fmt: skip
             for name, document in documents().items():
                 for sampling in (0, SAMPLING) if "set" in name else (0,):

@@ -1,8 +1,8 @@
 """XDP programs on interfaces: attach, replace without a gap, keep in bpffs.
 
-A program is attached by a pinned ``bpf_link``: the link stays when the process ends, and a later process finds
-it by its pin. Replacing updates the link, which the kernel does atomically: each packet meets the old program or
-the new one, never none. Standard library only.
+A program is attached by a pinned ``bpf_link``: the link stays when the process ends, and a later process
+finds it by its pin. Replacing updates the link, which the kernel does atomically: each packet meets the old
+program or the new one, never none. Standard library only.
 """
 
 import errno
@@ -27,9 +27,8 @@ def pin_directory(name: str, root: Path = PINS) -> Path:
             problem = bpf_sys.mount("bpf", "/sys/fs/bpf")
             place.mkdir(parents=True, exist_ok=True)
             if problem or not _is_bpffs(place):
-                raise BpfleetError(
-                    f"{place} is not in bpffs ({problem or 'mounted elsewhere'}); mount -t bpf bpf /sys/fs/bpf"
-                )
+                reason = problem or "mounted elsewhere"
+                raise BpfleetError(f"{place} is not in bpffs ({reason}); mount -t bpf bpf /sys/fs/bpf")
     except OSError as error:
         raise BpfleetError(f"cannot make {place}: {error.strerror}; mount -t bpf bpf /sys/fs/bpf") from None
     return place

@@ -97,7 +97,9 @@ def frames(dice: random.Random, count: int) -> list[bytes]:
             frame = frame[: dice.randrange(14, len(frame) + 1)]
         elif kind < 0.45:
             for _ in range(dice.randrange(1, 4)):
-                frame[dice.randrange(12, len(frame))] = dice.choice([0, 1, 6, 17, 0x45, 0x4F, 0x60, 0xFF, dice.randrange(256)])
+                frame[dice.randrange(12, len(frame))] = dice.choice(
+                    [0, 1, 6, 17, 0x45, 0x4F, 0x60, 0xFF, dice.randrange(256)]
+                )
         elif kind < 0.5:
             frame = bytearray(dice.randbytes(dice.randrange(14, 200)))
         made.append(bytes(frame[:1500]))
@@ -105,7 +107,10 @@ def frames(dice: random.Random, count: int) -> list[bytes]:
 
 
 def _packet(dice: random.Random):
-    head = Ether(src="02:00:00:00:00:01", dst=dice.choice(["02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"]))
+    head = Ether(
+        src="02:00:00:00:00:01",
+        dst=dice.choice(["02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"]),
+    )
     for _ in range(dice.choice([0, 0, 0, 0, 1, 2])):
         head /= dice.choice([Dot1Q, Dot1AD])(vlan=dice.choice([1, 7, 100]))
     if dice.random() < 0.05:
@@ -114,7 +119,8 @@ def _packet(dice: random.Random):
         ip = IP(
             src=dice.choice(SOURCES), dst=dice.choice(SOURCES), ttl=dice.choice([1, 32, 64, 255]),
             flags=dice.choice([0, 0, 0, 1, 2]), frag=dice.choice([0, 0, 0, 0, 3]), tos=dice.choice([0, 184]),
-            id=dice.randrange(65536), options=dice.choice([[], [], [], b"\x01" * dice.choice([4, 8, 40])]) or [],
+            id=dice.randrange(65536), options=dice.choice([[], [], [], b"\x01" * dice.choice([4, 8, 40])]) or
+            [],
         )  # fmt: skip
         if isinstance(ip.options, bytes):
             ip.options = []
@@ -124,13 +130,23 @@ def _packet(dice: random.Random):
             ip /= dice.choice([IPv6ExtHdrFragment(offset=dice.choice([0, 5])), IPv6ExtHdrHopByHop()])
     payload = Raw(dice.randbytes(dice.choice([0, 1, 4, 20, 100, 600, 1300])))
     ports = {"sport": dice.choice(PORTS), "dport": dice.choice(PORTS)}
-    upper = dice.choice([UDP(**ports), TCP(**ports, flags=dice.choice(["S", "SA", "A", "R", "FA", "PA", ""])), ICMP(), ICMPv6EchoRequest()])
+    upper = dice.choice(
+        [
+            UDP(**ports),
+            TCP(**ports, flags=dice.choice(["S", "SA", "A", "R", "FA", "PA", ""])),
+            ICMP(),
+            ICMPv6EchoRequest(),
+        ]
+    )
     return head / ip / upper / payload
 
 
 # --- expressions ---
 
-NUMBERS = st.one_of(st.sampled_from([0, 1, 2, 4, 6, 17, 20, 64, 255, 0x1FFF, 0x8000, 0xFFFF, 0xFFFFFFFF]), st.integers(0, 1500))
+NUMBERS = st.one_of(
+    st.sampled_from([0, 1, 2, 4, 6, 17, 20, 64, 255, 0x1FFF, 0x8000, 0xFFFF, 0xFFFFFFFF]),
+    st.integers(0, 1500),
+)
 LAYERS = ["ether", "ip", "ip6", "tcp", "udp", "icmp"]
 
 
@@ -144,7 +160,11 @@ def _loads() -> st.SearchStrategy[str]:
 def _arithmetic() -> st.SearchStrategy[str]:
     leaves = st.one_of(_loads(), NUMBERS.map(str), st.just("len"), st.just("(ip[0] & 0xf) * 4"))
     operators = st.sampled_from(["+", "-", "*", "/", "%", "&", "|", "^", "<<", ">>"])
-    return st.recursive(leaves, lambda inner: st.builds(lambda a, o, b: f"({a} {o} {b})", inner, operators, inner), max_leaves=4)
+    return st.recursive(
+        leaves,
+        lambda inner: st.builds(lambda a, o, b: f"({a} {o} {b})", inner, operators, inner),
+        max_leaves=4,
+    )
 
 
 def _relations() -> st.SearchStrategy[str]:
@@ -152,7 +172,9 @@ def _relations() -> st.SearchStrategy[str]:
     plain = st.builds(lambda a, s, b: f"{a} {s} {b}", _loads(), signs, NUMBERS)
     masked = st.builds(lambda a, m, s, b: f"{a} & {m} {s} {b}", _loads(), NUMBERS, signs, NUMBERS)
     odd = st.builds(lambda a, s, b: f"{a} {s} {b}", _arithmetic(), signs, _arithmetic())
-    indirect = st.builds(lambda a, s, b: f"ip[(ip[0] & 0xf) * 4 + {a}] {s} {b}", st.integers(0, 30), signs, NUMBERS)
+    indirect = st.builds(
+        lambda a, s, b: f"ip[(ip[0] & 0xf) * 4 + {a}] {s} {b}", st.integers(0, 30), signs, NUMBERS
+    )
     computed = st.builds(lambda a, s, b: f"ether[{a}] {s} {b}", _arithmetic(), signs, NUMBERS)
     return st.one_of(plain, masked, odd, indirect, computed)
 
@@ -163,17 +185,18 @@ def _primitives() -> st.SearchStrategy[str]:
     return st.one_of(
         st.sampled_from([
             "ip", "ip6", "arp", "tcp", "udp", "icmp", "icmp6", "broadcast", "multicast", "ip multicast",
-            "ip proto 17", "ip6 proto 6", "ether proto 0x88a8", "ip[6:2] & 0x1fff != 0", "ip[6:2] & 0x3fff = 0",
-            "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn", "tcp[tcpflags] & tcp-rst != 0", "sctp", "igmp", "esp",
-            "ether host 02:00:00:00:00:02", "ether dst ff:ff:ff:ff:ff:ff", "icmp[icmptype] = icmp-echo", "",
+            "ip proto 17", "ip6 proto 6", "ether proto 0x88a8", "ip[6:2] & 0x1fff != 0", "ip[6:2] & 0x3fff =
+            0", "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn", "tcp[tcpflags] & tcp-rst != 0", "sctp", "igmp",
+            "esp", "ether host 02:00:00:00:00:02", "ether dst ff:ff:ff:ff:ff:ff", "icmp[icmptype] =
+            icmp-echo", "",
         ]),
         st.builds(lambda w, a: f"{w}host {a}", way, st.sampled_from(SOURCES + SOURCES6)),
-        st.builds(lambda w, a: f"{w}net {a}", way, st.sampled_from(["10.1.0.0/16", "192.0.2.0/24", "0.0.0.0/1", "2001:db8::/32", "2001:db8:1::/52"])),
-        st.builds(lambda p, w, n: f"{p}{w}port {n}", st.sampled_from(["", "tcp ", "udp "]), way, port),
-        st.builds(lambda w, a, b: f"{w}portrange {min(a, b)}-{max(a, b)}", way, port, port),
-        st.builds(lambda w, n: f"{w} {n}", st.sampled_from(["greater", "less"]), st.integers(0, 1500)),
-        st.builds(lambda s, n: f"len {s} {n}", st.sampled_from(["<", ">", "=", "<=", ">="]), st.integers(10, 1400)),
-        _relations(),
+        st.builds(lambda w, a: f"{w}net {a}", way, st.sampled_from(["10.1.0.0/16", "192.0.2.0/24",
+        "0.0.0.0/1", "2001:db8::/32", "2001:db8:1::/52"])), st.builds(lambda p, w, n: f"{p}{w}port {n}",
+        st.sampled_from(["", "tcp ", "udp "]), way, port), st.builds(lambda w, a, b: f"{w}portrange {min(a,
+        b)}-{max(a, b)}", way, port, port), st.builds(lambda w, n: f"{w} {n}", st.sampled_from(["greater",
+        "less"]), st.integers(0, 1500)), st.builds(lambda s, n: f"len {s} {n}", st.sampled_from(["<", ">",
+        "=", "<=", ">="]), st.integers(10, 1400)), _relations(),
     )  # fmt: skip
 
 
@@ -189,5 +212,7 @@ def expressions() -> st.SearchStrategy[str]:
         ),
         max_leaves=5,
     )
-    tagged = st.builds(lambda v, e: f"{v} and {e or 'ip'}", st.sampled_from(["vlan", "vlan 7", "vlan and vlan"]), inside)
+    tagged = st.builds(
+        lambda v, e: f"{v} and {e or 'ip'}", st.sampled_from(["vlan", "vlan 7", "vlan and vlan"]), inside
+    )
     return st.one_of(inside, inside, inside, tagged)

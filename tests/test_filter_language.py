@@ -44,8 +44,10 @@ def test_refused_with_the_reason(text: str, reason: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "host 192.0.2.1", "ip6 host fe80::1", "src net 10.0.0.0/8", "ether host 02:00:00:00:00:01",
-                                  "src host 10.0.0.1 or dst port 80", "net 2001:db8::/32", "host abcd::1"])  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "", "host 192.0.2.1", "ip6 host fe80::1", "src net 10.0.0.0/8", "ether host 02:00:00:00:00:01",
+    "src host 10.0.0.1 or dst port 80", "net 2001:db8::/32", "host abcd::1",
+])  # fmt: skip
 def test_addresses_are_no_names(text: str) -> None:
     compile_expression(text)
 
@@ -55,7 +57,9 @@ def test_unknown_set_is_refused() -> None:
         check(Rule("r", ttl="1m", match="src in @bots"))
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("15m", 900), ("2h", 7200), ("7d", 604_800), ("45", 45)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("15m", 900), ("2h", 7200), ("7d", 604_800), ("45", 45)]
+)
 def test_time_to_live(text: str, seconds: int) -> None:
     assert Rule("r", ttl=text).seconds == seconds
 
@@ -70,7 +74,12 @@ def test_actions() -> None:
     assert action(Rule("r", ttl="1m", action="drop")) == ("drop", None)
     limited = Rule("r", ttl="1m", action="limit 100 pps per source /24")
     assert action(limited) == ("limit", Limit(100, 24))
-    for wrong in ("reject", "limit 0 pps per source /32", "limit 5 pps per source /8", "limit 5 per source /32"):
+    for wrong in (
+        "reject",
+        "limit 0 pps per source /32",
+        "limit 5 pps per source /8",
+        "limit 5 per source /32",
+    ):
         with pytest.raises(UsageError):
             action(Rule("r", ttl="1m", action=wrong))
 
@@ -84,7 +93,10 @@ def test_scope() -> None:
 
 
 def test_a_document_is_checked_as_a_whole() -> None:
-    tree = {"rules": [{"id": "a", "ttl": "1m", "match": "udp", "mode": "shadow"}], "sets": {"x": ["10.0.0.0/8"]}}
+    tree = {
+        "rules": [{"id": "a", "ttl": "1m", "match": "udp", "mode": "shadow"}],
+        "sets": {"x": ["10.0.0.0/8"]},
+    }
     assert convert(tree, Document).rules[0].mode == "shadow"
     for wrong in ({"rule": []}, {"rules": [{"id": "A b", "ttl": "1m"}]}, {"rules": [{"id": "a"}]},
                   {"rules": [{"id": "a", "ttl": "1m", "mode": "on"}]}):  # fmt: skip

@@ -44,7 +44,21 @@ class Lab:
         self.near, self.far = f"bpfleet-n{os.getpid()}", f"bpfleet-f{os.getpid()}"
         for name in (self.near, self.far):
             run("ip", "netns", "add", name)
-        run("ip", "-n", self.near, "link", "add", "in0", "type", "veth", "peer", "name", "out0", "netns", self.far)
+        run(
+            "ip",
+            "-n",
+            self.near,
+            "link",
+            "add",
+            "in0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "out0",
+            "netns",
+            self.far,
+        )
         for name, device, address in ((self.near, "in0", "10.77.0.1/24"), (self.far, "out0", "10.77.0.2/24")):
             run("ip", "-n", name, "addr", "add", address, "dev", device)
             run("ip", "-n", name, "link", "set", device, "up")
@@ -190,20 +204,29 @@ def test_no_packet_passes_while_programs_are_replaced(lab: Lab, compiled: Path) 
             thread.start()
             programs = 0
             for turn in range(25):
-                others = [Rule(f"r{turn}-{n}", ttl="5m", match=f"tcp dst port {n + turn + 1}", mode="enforce") for n in range(20)]
-                programs += host.apply(Document(rules=[*others, FLOOD], sets={}, allow=["192.0.2.0/24"])).programs
+                others = [
+                    Rule(f"r{turn}-{n}", ttl="5m", match=f"tcp dst port {n + turn + 1}", mode="enforce")
+                    for n in range(20)
+                ]
+                programs += host.apply(
+                    Document(rules=[*others, FLOOD], sets={}, allow=["192.0.2.0/24"])
+                ).programs
             stop.set()
             thread.join()
             assert programs == 25
             assert received(victim) == 0
-            assert {each.packets for each in host.counts() if (each.rule, each.verdict) == ("flood", "drop")} == {sent}
+            assert {
+                each.packets for each in host.counts() if (each.rule, each.verdict) == ("flood", "drop")
+            } == {sent}
     finally:
         stop.set()
         victim.close()
         attacker.close()
 
 
-def test_rules_outlive_the_process_until_their_time_is_over(lab: Lab, compiled: Path, pins: Path, tmp_path: Path) -> None:
+def test_rules_outlive_the_process_until_their_time_is_over(
+    lab: Lab, compiled: Path, pins: Path, tmp_path: Path
+) -> None:
     victim, attacker = lab.victim(), lab.attacker()
     brief = Rule("flood", ttl="3s", match=FLOOD.match, mode="enforce")
     try:
@@ -216,7 +239,9 @@ def test_rules_outlive_the_process_until_their_time_is_over(lab: Lab, compiled: 
         assert received(victim) == 0
         with inside(lab.near):
             again = Filter(tmp_path, ["in0"], pins=pins, mode="native")
-            assert {each.packets for each in again.counts() if each.rule == "flood" and each.verdict == "drop"} == {50}
+            assert {
+                each.packets for each in again.counts() if each.rule == "flood" and each.verdict == "drop"
+            } == {50}
             attack(attacker, 50)
             assert received(victim) == 0
             again.close()
@@ -243,15 +268,26 @@ def test_state_tells_connections_from_strangers(lab: Lab, compiled: Path) -> Non
         with inside(lab.near), Filter(compiled, ["in0"], mode="native") as host:
             with inside(lab.far):
                 early = socket.create_connection(("10.77.0.1", WEB), timeout=10)
-            host.apply(Document(rules=[Rule("strangers", ttl="5m", match="tcp and state new", mode="enforce")]))
+            host.apply(
+                Document(rules=[Rule("strangers", ttl="5m", match="tcp and state new", mode="enforce")])
+            )
             early.sendall(b"GET / HTTP/1.0\r\n\r\n")
             body = b"".join(iter(lambda: early.recv(1 << 16), b"")).partition(b"\r\n\r\n")[2]
             early.close()
             assert body == BODY  # it was there before the filter was
             with inside(lab.far), pytest.raises(TimeoutError):
                 socket.create_connection(("10.77.0.1", WEB), timeout=0.5)
-            host.apply(Document(rules=[Rule("gone", ttl="5m", match="tcp and state established", mode="shadow", sample=0)]))
+            host.apply(
+                Document(
+                    rules=[Rule("gone", ttl="5m", match="tcp and state established", mode="shadow", sample=0)]
+                )
+            )
             assert download(lab) == BODY
-            assert next(each.packets for each in host.counts() if (each.rule, each.verdict) == ("gone", "shadow")) > 10
+            assert (
+                next(
+                    each.packets for each in host.counts() if (each.rule, each.verdict) == ("gone", "shadow")
+                )
+                > 10
+            )
     finally:
         web.stop()

@@ -33,14 +33,14 @@ def test_few_rules_too(texts: list[str], seed: int) -> None:
 
 def shapes(dice: random.Random) -> str:
     """One of the shapes that operators write by the hundred."""
-    net = f"{dice.choice([10, 192, 198])}.{dice.randrange(256)}.{dice.randrange(256)}.0/{dice.choice([8, 16, 20, 24, 30])}"
-    net = net if net.endswith(("/24", "/30")) else f"10.0.0.0/{dice.choice([8, 9, 12])}"
+    start = f"{dice.choice([10, 192, 198])}.{dice.randrange(256)}.{dice.randrange(256)}"
+    net = dice.choice([f"{start}.0/24", f"{start}.0/30", f"10.0.0.0/{dice.choice([8, 9, 12])}"])
     return dice.choice([
         f"udp and dst port {dice.randrange(1, 2000)} and len > {dice.randrange(1400)}",
         f"src net {net} and tcp", f"host 10.1.{dice.randrange(4)}.{dice.randrange(8)}",
         f"ip[8] < {dice.randrange(256)} and udp", f"port {dice.randrange(1, 500)}",
-        f"udp[8:4] = {dice.randrange(1 << 32)}", f"tcp portrange {dice.randrange(1, 900)}-{dice.randrange(900, 60000)}",
-        f"len > {dice.randrange(60, 1500)} and ip[1] = {dice.randrange(3)}",
+        f"udp[8:4] = {dice.randrange(1 << 32)}", f"tcp portrange {dice.randrange(1, 900)}-{dice.randrange(900,
+        60000)}", f"len > {dice.randrange(60, 1500)} and ip[1] = {dice.randrange(3)}",
         f"not net {net} and icmp", f"ip6 and udp dst port {dice.randrange(1, 100)}",
     ])  # fmt: skip
 

@@ -34,7 +34,9 @@ class Label:
 class Assembler:
     """The code of one function. Jumps are resolved by :meth:`finish`."""
 
-    code: list[tuple[int, int, int, int]] = field(default_factory=list)  # opcode, registers, offset, immediate
+    code: list[tuple[int, int, int, int]] = field(
+        default_factory=list
+    )  # opcode, registers, offset, immediate
     jumps: list[tuple[int, Label]] = field(default_factory=list)
     calls: list[tuple[int, str]] = field(default_factory=list)  # where other functions are called
 

@@ -1,7 +1,7 @@
 """Decision graphs: what a rule tests of a packet, shared and simplified.
 
-A value is an expression over the packet (32 bits, unsigned, as in classic BPF); a test asks whether a value lies
-in an interval. Both are hash-consed into one :class:`Graph`, so that equal means identical, and
+A value is an expression over the packet (32 bits, unsigned, as in classic BPF); a test asks whether a value
+lies in an interval. Both are hash-consed into one :class:`Graph`, so that equal means identical, and
 :meth:`Graph.restrict` specialises a test to what is already known. A load outside the packet is never part of
 a value's meaning: an explicit test on :data:`LENGTH` (or on the room behind a computed offset) precedes it.
 """
@@ -65,14 +65,16 @@ class Graph:
         return self._intern(("constant", number, 0, 0), (number, number), frozenset())
 
     def load(self, size: int, base: int, offset: int) -> int:
-        """``size`` bytes of the frame, big-endian, at ``offset`` behind the value ``base`` (-1: its start)."""
+        """``size`` bytes of the frame, big-endian, at ``offset`` behind the value ``base`` (-1: its
+        start)."""
         if base >= 0 and self.is_constant(base):
             base, offset = -1, offset + self.spans[base][0]
         parts = self.leaves[base] if base >= 0 else frozenset()
         return self._intern(("load", size, base, offset), (0, (1 << 8 * size) - 1), parts)
 
     def flag(self, name: str, argument: int = 0) -> int:
-        """Something the program looks up elsewhere, 0 or 1: ``source`` or ``destination`` in set, ``state``."""
+        """Something the program looks up elsewhere, 0 or 1: ``source`` or ``destination`` in set,
+        ``state``."""
         return self._intern((name, argument, 0, 0), (0, 1), frozenset())
 
     def is_constant(self, value: int) -> bool:

@@ -1,15 +1,16 @@
-"""From a plan to eBPF: the function ``match(ctx, scratch)`` of the filter program, and helpers it is cut into.
+"""From a plan to eBPF: the function ``match(ctx, scratch)`` of the filter program, and helpers it is cut
+into.
 
 Nothing is assumed that the verifier does not see: each load is covered by *evidence*, a comparison with the
-packet's end on the same path. Where paths meet, the packet pointer is read anew, so that all of them look alike to
-the verifier and its work stays linear in the code.
+packet's end on the same path. Where paths meet, the packet pointer is read anew, so that all of them look
+alike to the verifier and its work stays linear in the code.
 
 Registers: r6 start of the packet, r9 its end, r7 scratch, r8 a pointer to a computed offset, r0–r5 free.
 """
 
 from dataclasses import dataclass
 
-from collector.filter.assembler import R0, R1, R2, R3, R6, R7, R8, R9, R10, Assembler, Label
+from collector.filter.assembler import R0, R1, R2, R3, R6, R7, R9, R10, Assembler, Label
 from collector.filter.decision import FALSE, LENGTH, LONGEST, TRUE, Graph
 from collector.filter.evaluate import Evaluator, Evidence
 from collector.filter.plan import Leaf, Plan, Sequence, Switch

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from collector.filter.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Assembler, Label
+from collector.filter.assembler import R0, R1, R2, R3, R4, R5, R6, R8, R9, R10, Assembler, Label
 from collector.filter.decision import COMPARISONS, LENGTH, LONGEST, Graph
 from schemas.errors import UsageError
 
@@ -49,7 +49,8 @@ class Evaluator:
         self.code.jump_if_pointer(">", R1, R9, otherwise)
 
     def at_least(self, value: int, least: int, evidence: Evidence, otherwise: Label) -> Evidence:
-        """Go to ``otherwise`` unless the value (the length, the room behind an offset, any) is ≥ ``least``."""
+        """Go to ``otherwise`` unless the value (the length, the room behind an offset, any) is ≥
+        ``least``."""
         operation, base, _, _ = self.graph.values[value]
         if value == LENGTH:
             return self._length(least, evidence, otherwise)
@@ -106,7 +107,7 @@ class Evaluator:
         self.code.alu_constant("&", to, 1)
 
     def _into(self, value: int, to: int, free: tuple[int, ...], evidence: Evidence, fail: Label) -> Evidence:
-        operation, a, b, c = self.graph.values[value]
+        operation, a, _, _ = self.graph.values[value]
         if operation == "constant":
             self.code.constant(to, a)
         elif operation == "length":
@@ -168,7 +169,9 @@ class Evaluator:
         self.code.load(size, to, base, offset)
         self.code.host_order(to, size)
 
-    def _operate(self, value: int, to: int, free: tuple[int, ...], evidence: Evidence, fail: Label) -> Evidence:
+    def _operate(
+        self, value: int, to: int, free: tuple[int, ...], evidence: Evidence, fail: Label
+    ) -> Evidence:
         operation, a, b, _ = self.graph.values[value]
         evidence = self._into(a, to, free, evidence, fail)
         if self.graph.is_constant(b) and operation not in COMPARISONS:

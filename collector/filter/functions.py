@@ -1,7 +1,8 @@
 """Type information for the functions of a program, as far as the verifier wants it.
 
-Functions that it knows as *global* it checks once, by themselves, and not again at each call: that keeps loading
-quick and makes loops over calls possible. Format: https://www.kernel.org/doc/html/latest/bpf/btf.html.
+Functions that it knows as *global* it checks once, by themselves, and not again at each call: that keeps
+loading quick and makes loops over calls possible. Format:
+https://www.kernel.org/doc/html/latest/bpf/btf.html.
 """
 
 import ctypes
@@ -42,8 +43,8 @@ class _Types:
 def describe(functions: Sequence[tuple[str, int, bool]]) -> tuple[int, bytes]:
     """(name, first instruction, global?) of each, in order → BTF descriptor and the ``func_info`` of a load.
 
-    Global functions take the context alone, the others it and a pointer; all return a number. The caller closes
-    the descriptor.
+    Global functions take the context alone, the others it and a pointer; all return a number. The caller
+    closes the descriptor.
     """
     types = _Types()
     types.add("u64", _INT, 0, 8, struct.pack("=I", 64))
@@ -54,7 +55,9 @@ def describe(functions: Sequence[tuple[str, int, bool]]) -> tuple[int, bytes]:
     types.add("", _FUNC_PROTO, 2, _NUMBER, parameter + struct.pack("=II", types.name("scratch"), _POINTER))
     info = b""
     for number, (name, start, is_global) in enumerate(functions):
-        types.add(name, _FUNC, GLOBAL if is_global else STATIC, _ONE_ARGUMENT if is_global else _TWO_ARGUMENTS)
+        types.add(
+            name, _FUNC, GLOBAL if is_global else STATIC, _ONE_ARGUMENT if is_global else _TWO_ARGUMENTS
+        )
         info += struct.pack("=II", start, _FIRST_FUNCTION + number)
     return _load(types.blob()), info
 

@@ -4,8 +4,8 @@
         host.apply(document)                 # the whole desired state; refused whole, with the reason
         host.counts()                        # exact packets and bytes, by rule and verdict
 
-Maps, programs and attachments are pinned: they stay in force, times to live included, when the process is gone,
-and another :class:`Filter` on the same directory and pins picks them up.
+Maps, programs and attachments are pinned: they stay in force, times to live included, when the process is
+gone, and another :class:`Filter` on the same directory and pins picks them up.
 """
 
 import os
@@ -21,16 +21,26 @@ from collector import xdp
 from collector.bpf_map import Map, possible_cpus
 from collector.filter import program, sets
 from collector.filter.connections import watch
-from collector.filter.language import Document, Expression, Rule, action, check
+from collector.filter.language import Document, Expression, action, check
 from collector.filter.layout import (
-    COUNTER, LIMITS, MAX_RULES, MAX_SETS, NEXT, SCRATCH, VERDICTS, WINDOW_MS, Control, gaps, window_budget,
+    COUNTER,
+    LIMITS,
+    MAX_RULES,
+    MAX_SETS,
+    NEXT,
+    SCRATCH,
+    VERDICTS,
+    WINDOW_MS,
+    Control,
+    gaps,
+    window_budget,
 )  # fmt: skip
 from collector.filter.program import ORDER, Expressed, Program
 from collector.filter.skeleton import MapShape, skeleton
 from collector.filter.state import State
 from collector.filter.tables import AddressTables
 from collector.filter.ticks import ticks
-from schemas.errors import BpfleetError, UsageError
+from schemas.errors import UsageError
 
 PASSED_BUDGET = 1000  # samples of passed traffic per second
 CACHE = "compiled"
@@ -136,7 +146,9 @@ class Filter:
         found = {}
         for rule in document.rules:
             known = self._expressions.get(rule.match)
-            expression = known if known and known.sets() <= set(document.sets) else check(rule, [*document.sets])
+            expression = (
+                known if known and known.sets() <= set(document.sets) else check(rule, [*document.sets])
+            )
             if expression is None:
                 raise UsageError(f"rule {rule.id}: rules of `fields` are not supported by this host yet")
             found[rule.id] = self._expressions[rule.match] = expression
@@ -167,10 +179,14 @@ class Filter:
         for interface in self.interfaces or [""]:
             rules = [each for each in document.rules if each.scope.covers(self.labels, interface)]
             parts = [
-                Expressed(slots[each.id], expressions[each.id].instructions, expressions[each.id].bound(numbers))
+                Expressed(
+                    slots[each.id], expressions[each.id].instructions, expressions[each.id].bound(numbers)
+                )
                 for each in rules
             ]
-            key = tuple((part.slot, rule.match, tuple(part.flags)) for part, rule in zip(parts, rules, strict=True))
+            key = tuple(
+                (part.slot, rule.match, tuple(part.flags)) for part, rule in zip(parts, rules, strict=True)
+            )
             if key not in self.programs:
                 self.programs[key] = program.load(self.skeleton, self.maps, parts)
                 fresh += 1

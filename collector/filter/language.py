@@ -7,8 +7,9 @@
     ttl: 1h                                   # from `created`; the kernel itself ends it
     scope: {labels: {site: fra}, interfaces: [eth0]}
 
-Rules are tried in their order: the first that is enforced and drops or passes decides. A rule of the table kind
-has ``fields`` instead of ``match``: masked fields, ranges and sets, matched from maps without any compilation.
+Rules are tried in their order: the first that is enforced and drops or passes decides. A rule of the table
+kind has ``fields`` instead of ``match``: masked fields, ranges and sets, matched from maps without any
+compilation.
 """
 
 import re
@@ -78,7 +79,9 @@ class Rule(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
         found = _DURATION.fullmatch(self.ttl.strip())
         seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
         if not 0 < seconds <= MAX_TTL:
-            raise UsageError(f"rule {self.id}: ttl `{self.ttl}` is not a time like 30s, 15m, 2h, 7d, at most 90d")
+            raise UsageError(
+                f"rule {self.id}: ttl `{self.ttl}` is not a time like 30s, 15m, 2h, 7d, at most 90d"
+            )
         return seconds
 
     @property
@@ -110,7 +113,9 @@ class Expression:
 
     text: str
     program: Program
-    flags: tuple[tuple[str, str], ...]  # ("source", set name) | ("destination", set name) | ("established", "")
+    flags: tuple[
+        tuple[str, str], ...
+    ]  # ("source", set name) | ("destination", set name) | ("established", "")
 
     @property
     def instructions(self) -> Sequence[Instruction]:
@@ -134,7 +139,8 @@ def action(rule: Rule) -> tuple[Action, Limit | None]:
     found = _LIMIT.fullmatch(text)
     if not found:
         raise UsageError(
-            f"rule {rule.id}: action `{rule.action}` is not drop, pass, sample or `limit N pps per source /32`"
+            f"rule {rule.id}: action `{rule.action}` is not drop, pass, sample or `limit N pps per source
+            /32`"
         )
     rate, bits = int(found[1]), int(found[2])
     if bits not in (24, 32) or not 0 < rate <= 1_000_000:
@@ -145,7 +151,9 @@ def action(rule: Rule) -> tuple[Action, Limit | None]:
 def compile_expression(text: str) -> Expression:
     """Text to classic BPF. Raises :class:`UsageError` saying what is wrong with it."""
     if len(text) > MAX_EXPRESSION:
-        raise UsageError(f"the expression has {len(text)} characters, more than {MAX_EXPRESSION}; use an address set")
+        raise UsageError(
+            f"the expression has {len(text)} characters, more than {MAX_EXPRESSION}; use an address set"
+        )
     _refuse_names(text)
     flags: list[tuple[str, str]] = []
 
@@ -161,7 +169,11 @@ def compile_expression(text: str) -> Expression:
                 raise UsageError(f"{text!r}: state is `new` or `established`, not `{state}`")
             return f"({placeholder('established', '', int(state == 'established'))})"
         ways = {"src": ("source",), "dst": ("destination",)}.get((found["way"] or "").lower())
-        return "(" + " or ".join(placeholder(way, found["set"]) for way in ways or ("source", "destination")) + ")"
+        return (
+            "("
+            + " or ".join(placeholder(way, found["set"]) for way in ways or ("source", "destination"))
+            + ")"
+        )
 
     plain = _EXTENSION.sub(replace, text)
     if "@" in plain:
@@ -194,5 +206,7 @@ def check(rule: Rule, sets: Sequence[str] = ()) -> Expression | None:
         raise UsageError(f"rule {rule.id}: {error}") from None
     missing = expression.sets() - set(sets)
     if missing:
-        raise UsageError(f"rule {rule.id}: there is no address set @{min(missing)}; define it or correct the name")
+        raise UsageError(
+            f"rule {rule.id}: there is no address set @{min(missing)}; define it or correct the name"
+        )
     return expression

@@ -1,4 +1,5 @@
-"""The structs of bpf/xdp/filter_structs.h that Python writes and reads; sizes are compared with the kernel's maps."""
+"""The structs of bpf/xdp/filter_structs.h that Python writes and reads; sizes are compared with the
+kernel's maps."""
 
 import struct
 from dataclasses import dataclass
@@ -56,7 +57,14 @@ class Control:
         interval = 1_000_000_000 // self.packets_per_second if self.packets_per_second else 0
         burst = max(BURST_NS, interval)
         return RULE.pack(
-            self.deadline, interval, burst, self.budget, ACTIONS[self.action], MODES[self.mode], self.prefix, 0
+            self.deadline,
+            interval,
+            burst,
+            self.budget,
+            ACTIONS[self.action],
+            MODES[self.mode],
+            self.prefix,
+            0,
         )
 
 

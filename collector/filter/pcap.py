@@ -1,7 +1,7 @@
 """libpcap through ctypes: compile an expression to classic BPF, and judge packets with it.
 
-The interpreter of libpcap itself (:func:`Program.matches`) is the definition of what a rule means; the rest of
-this package only has to be faster. Needs libpcap (Debian, Ubuntu: package ``libpcap0.8``).
+The interpreter of libpcap itself (:func:`Program.matches`) is the definition of what a rule means; the rest
+of this package only has to be faster. Needs libpcap (Debian, Ubuntu: package ``libpcap0.8``).
 """
 
 import ctypes

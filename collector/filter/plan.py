@@ -1,9 +1,9 @@
 """From many rules to one plan: which value to look at first, so that most rules are never looked at.
 
-Rules are independent decision graphs and every rule that matches is wanted. A *switch* looks at one value and goes
-on with those rules alone that can still match; rules that do not depend on the value follow in *sequence*. So
-cost grows with the number of different shapes of rules, and with the logarithm of the number of rules of a shape.
-A value can be looked at once its bytes are known to be there: :class:`Facts`.
+Rules are independent decision graphs and every rule that matches is wanted. A *switch* looks at one value and
+goes on with those rules alone that can still match; rules that do not depend on the value follow in
+*sequence*. So cost grows with the number of different shapes of rules, and with the logarithm of the number
+of rules of a shape. A value can be looked at once its bytes are known to be there: :class:`Facts`.
 """
 
 from bisect import bisect_left, bisect_right
@@ -74,7 +74,9 @@ class Planner:
         self.graph = graph
         self._budget = 0
         self._needs: dict[int, dict[int, tuple[Interval, ...]]] = {}
-        self._made: dict[tuple[tuple[tuple[int, int], ...], Interval, frozenset[tuple[int, Interval]]], Plan] = {}
+        self._made: dict[
+            tuple[tuple[tuple[int, int], ...], Interval, frozenset[tuple[int, Interval]]], Plan
+        ] = {}
 
     def plan(self, rules: Rules, length: Interval) -> Plan:
         """The plan for frames whose length lies in ``length``."""
@@ -169,7 +171,7 @@ class Planner:
         if last == FALSE or not chain:
             return [item]
         value, low, high, inside, outside = self.graph.nodes[rest]
-        if outside == FALSE or inside == FALSE:
+        if FALSE in (inside, outside):
             return [item]
         here = self.graph.test(value, low, high, inside, FALSE)
         there = outside if inside == TRUE else self.graph.test(value, low, high, FALSE, outside)

@@ -1,7 +1,8 @@
-"""Address sets as the kernel searches them (bpf/xdp/filter_sets.h): built whole with numpy, put in place at once.
+"""Address sets as the kernel searches them (bpf/xdp/filter_sets.h): built whole with numpy, put in place at
+once.
 
-All sets share one table: an address leads to a mask with a bit for each set. A million IPv4 prefixes are built
-in well under a second.
+All sets share one table: an address leads to a mask with a bit for each set. A million IPv4 prefixes are
+built in well under a second.
 """
 
 from collections.abc import Mapping, Sequence
@@ -139,7 +140,9 @@ def _ipv6(sets: Mapping[int, Prefixes]) -> tuple[NDArray[np.uint64], dict[bytes,
         for length in lengths:
             if length > network.prefixlen:
                 break
-            cover = IPv6Network((address >> (128 - length) << (128 - length), length)) if length else _EVERYTHING
+            cover = (
+                IPv6Network((address >> (128 - length) << (128 - length), length)) if length else _EVERYTHING
+            )
             mask |= masks.get(cover, 0)
         prefixes[network.prefixlen.to_bytes(4, "little") + network.network_address.packed] = mask
         _hint(hints, address >> 96, network.prefixlen)
@@ -157,4 +160,6 @@ def _hint(hints: NDArray[np.uint64], start: int, length: int) -> None:
     free = max(0, 32 - length)
     base = (start ^ start >> 16) & 0xFFFF
     folded = base ^ np.arange(1 << free, dtype=np.uint64)
-    np.bitwise_or.at(hints, (folded >> np.uint64(6)).astype(np.intp), np.uint64(1) << (folded & np.uint64(63)))
+    np.bitwise_or.at(
+        hints, (folded >> np.uint64(6)).astype(np.intp), np.uint64(1) << (folded & np.uint64(63))
+    )

@@ -1,4 +1,5 @@
-"""The fixed part of the filter, compiled once and kept in a file: changing rules never waits for a compiler."""
+"""The fixed part of the filter, compiled once and kept in a file: changing rules never waits for a
+compiler."""
 
 import hashlib
 import json
@@ -18,7 +19,14 @@ from schemas import c_header, declare
 from schemas.errors import BpfleetError
 
 CHILD = Path(__file__).with_name("skeleton_child.py")
-FUNCTIONS = ("match", "act", "record", "source_sets", "destination_sets", "step")  # by the numbers in filter_act.h
+FUNCTIONS = (
+    "match",
+    "act",
+    "record",
+    "source_sets",
+    "destination_sets",
+    "step",
+)  # by the numbers in filter_act.h
 FIRST_FUNCTION = 0x7F000000
 PATIENCE = 120  # seconds
 
@@ -68,7 +76,9 @@ def skeleton(directory: Path) -> Skeleton:
     maps = tuple(MapShape(**each) for each in answer["maps"])
     for each in maps:
         if SIZES.get(each.name, each.value) != each.value:
-            raise BpfleetError(f"{each.name}: Python and C disagree on its layout (a fault; please report it)")
+            raise BpfleetError(
+                f"{each.name}: Python and C disagree on its layout (a fault; please report it)"
+            )
     pieces = {name: _piece(bytes.fromhex(code)) for name, code in answer["pieces"].items()}
     return Skeleton(pieces, maps)
 

@@ -1,8 +1,8 @@
 """Compile the fixed part of the filter to instructions: ``skeleton_child.py HEADER`` prints them as JSON.
 
-It runs under the distribution's Python, which has the compiler library (see collector.loader_child). The answer:
-``pieces`` (name → instructions in hex, map numbers in place) and ``maps`` in the order of their numbers.
-Standard library only.
+It runs under the distribution's Python, which has the compiler library (see collector.loader_child). The
+answer: ``pieces`` (name → instructions in hex, map numbers in place) and ``maps`` in the order of their
+numbers. Standard library only.
 """
 
 import json
@@ -27,8 +27,7 @@ def compile_skeleton(header: str) -> dict[str, object]:
     needs = source.scan(text, FILE.parent)
     pieces = re.findall(r"^PIECE\((\w+)\)", text, re.MULTILINE)
     entries = "".join(
-        f"u64 entry_{each}(struct xdp_md *ctx) {{ return piece_{each}(ctx); }}\n"
-        for each in pieces
+        f"u64 entry_{each}(struct xdp_md *ctx) {{ return piece_{each}(ctx); }}\n" for each in pieces
     )
     before = source.prelude(needs, Btf.read(), header)
     module = Module(f'{before}#include "{FILE}"\n{entries}{source.postlude(needs, header)}')

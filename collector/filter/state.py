@@ -1,4 +1,5 @@
-"""What the filter of a host remembers between processes: numbers of rules and sets, and the document in force."""
+"""What the filter of a host remembers between processes: numbers of rules and sets, and the document in
+force."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from schemas.errors import BpfleetError, UsageError
 
 
 class State(Struct):
-    """Slots and bits stay with their owner as long as it lives, so that counters and tables keep their meaning."""
+    """Slots and bits stay with their owner as long as it lives, so that counters and tables keep their
+    meaning."""
 
     document: Document = field(default_factory=Document)
     slots: dict[str, int] = field(default_factory=dict)  # rule → slot of its counters
@@ -40,7 +42,9 @@ class State(Struct):
 
     def number_sets(self, names: Sequence[str], most: int) -> dict[str, int]:
         """A bit for each address set; bit 0 is the allow-list's."""
-        return _number(names, self.sets, range(1, most + 1), f"more than {most} address sets are used; join some")
+        return _number(
+            names, self.sets, range(1, most + 1), f"more than {most} address sets are used; join some"
+        )
 
     def settle(
         self, document: Document, sets: dict[str, int], slots: dict[str, int], region: tuple[int, int]
@@ -54,5 +58,7 @@ def _number(names: Sequence[str], known: dict[str, int], all_numbers: range, too
     if len(names) > len(all_numbers):
         raise UsageError(too_many)
     taken = set(known.values())
-    free = iter([n for n in all_numbers if n not in taken] + sorted(taken - {known.get(n) for n in names} - {None}))
+    free = iter(
+        [n for n in all_numbers if n not in taken] + sorted(taken - {known.get(n) for n in names} - {None})
+    )
     return {name: known[name] if name in known else next(free) for name in names}

@@ -1,7 +1,7 @@
 """Classic BPF to a decision graph, by running the program on symbols.
 
-The meaning is that of libpcap's interpreter: 32-bit unsigned arithmetic, a load outside the frame or a division
-by zero ends without a match, shifts by 32 and more give zero.
+The meaning is that of libpcap's interpreter: 32-bit unsigned arithmetic, a load outside the frame or a
+division by zero ends without a match, shifts by 32 and more give zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -105,7 +105,9 @@ class Machine:
             if PLACEHOLDER <= each.k < PLACEHOLDER + len(self.flags):
                 return self.flags[each.k - PLACEHOLDER]
             if each.k >= ANCILLARY:
-                raise UsageError("`inbound`, `outbound` and `ifname` are not supported; give the rule a scope")
+                raise UsageError(
+                    "`inbound`, `outbound` and `ifname` are not supported; give the rule a scope"
+                )
             needs.append((LENGTH, min(each.k + size, LONGEST + 1)))
             return graph.load(size, -1, min(each.k, LONGEST))
         needs.append((graph.operate("room", x, LENGTH), min(each.k + size, LONGEST + 1)))
