@@ -88,7 +88,10 @@ class Ledger:
         if known is not None and document.revision <= known.document.revision:
             if digest == known.digest:
                 return None
-            raise Refused(_outdated(document, known.document))
+            newest = known.document.revision
+            raise Refused(
+                f"revision {document.revision} is not newer than {newest}, which this host has accepted"
+            )
         kind.judge(document)
         mine = document.scope.covers(self._host, self._labels)
         self._check_room(document.name, mine)
@@ -166,9 +169,10 @@ class Ledger:
                 if accepted is not None:
                     self._keep(replace(accepted, until=line.until))
                 return
+        # Nothing older: but this very revision may come again and be for this host now, or be the true one.
         kind, _, identity = line.name.partition("/")
-        number = Document(kind=kind, id=identity, revision=line.revision, created=0)
-        self._keep(Accepted(number, line.digest, "", "disk", False, line.until, time.monotonic()))
+        number = Document(kind=kind, id=identity, revision=line.revision - 1, created=0)
+        self._keep(Accepted(number, "", "", "disk", False, line.until, time.monotonic()))
 
     def _write(self, data: bytes) -> None:
         try:
@@ -216,9 +220,3 @@ def _encode(line: _Line) -> bytes:
 
 def _later(one: int | None, other: int | None) -> int | None:
     return None if one is None or other is None else max(one, other)
-
-
-def _outdated(document: Document, known: Document) -> str:
-    if document.revision == known.revision:
-        return f"another document has its revision {document.revision}; publish it again"
-    return f"its revision {document.revision} is older than {known.revision}, which this host has accepted"

@@ -163,7 +163,7 @@ def test_nothing_bad_is_acted_upon_and_all_of_it_is_reported(
         "does not trust": desired.seal(document(spec={"say": 3}), STRANGER),
         "not signed": desired.seal(document(spec={"say": 3})),
         "changed after it was signed": whole.replace(b'"say":3', b'"say":5'),
-        "older than": desired.encode(old),
+        "not newer than": desired.encode(old),
         "needs a time to live": desired.seal(document(expires=None), KEY),
         "must have `say`": desired.seal(document(spec={}), KEY),
         "not a document": b"\x00\xff garbage",
