@@ -110,6 +110,16 @@ def test_sigterm_finishes_the_running_insert(own_store: StoreProcess) -> None:
     assert ask(own_store, "SELECT count() FROM slow") == "4\n"
 
 
+def test_sigterm_ends_running_queries(own_store: StoreProcess) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", own_store.port)
+    connection.request("POST", "/", "SELECT sum(sipHash64(number)) FROM numbers(1000000000000)")
+    wait_for(lambda: "sipHash64" in ask(own_store, "SELECT query FROM system.processes"))
+    start = time.monotonic()
+    assert own_store.stop() == 0
+    assert time.monotonic() - start < 10
+    assert connection.getresponse().getheader("X-ClickHouse-Exception-Code") == "394"
+
+
 def test_tables_of_the_default_database_survive(own_store: StoreProcess) -> None:
     ask(own_store, "CREATE TABLE here (a UInt64) ENGINE = MergeTree ORDER BY a")
     ask(own_store, "INSERT INTO here VALUES (1)")

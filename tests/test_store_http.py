@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import lz4.frame
+import pyarrow as pa
 import pytest
 import zstandard
 from conftest import StoreProcess
@@ -361,6 +362,24 @@ def test_compressed_answers(store: StoreProcess) -> None:
 def test_clients_that_close_at_once_disturb_nobody(store: StoreProcess) -> None:
     for _ in range(150):
         assert send(store, "SELECT number FROM numbers(100000)")[2].endswith(b"\n99999\n")
+
+
+@pytest.mark.parametrize(
+    "form", ["CSVWithNames", "TSVWithNames", "TabSeparatedWithNamesAndTypes", "ArrowStream"]
+)
+def test_pieces_make_one_document(store: StoreProcess, form: str) -> None:
+    select = 'SELECT number AS "odd "" name,\n\t", toString(number) AS s FROM numbers({count}) FORMAT {form}'
+    for count in (0, 5, 500_000):
+        data = send(store, select.format(count=count, form=form))[2]
+        if form != "ArrowStream":
+            lines = data.count(b"\n")
+            assert lines - send(store, select.format(count=0, form=form))[2].count(b"\n") == count
+            assert data.endswith(f"{count - 1}\n".encode() if "CSV" not in form else b'"\n') or not count
+            continue
+        with pa.ipc.open_stream(data) as reader:
+            table = reader.read_all()
+        assert table.column_names[1] == "s"
+        assert table.column(0).to_pylist() == list(range(count))
 
 
 def test_quote_in_names(store: StoreProcess) -> None:

@@ -13,9 +13,8 @@ from sinks.store.engine import Engine
 from sinks.store.queries import Queries
 
 
-def make(engine: Engine, user: str, password: str) -> Starlette:
-    """The ASGI application; it starts and stops the engine with itself."""
-    queries = Queries(engine, user, password)
+def make(engine: Engine, queries: Queries) -> Starlette:
+    """The ASGI application; it stops the engine with itself."""
 
     async def ok(_: Request) -> PlainTextResponse:
         return PlainTextResponse("Ok.\n")

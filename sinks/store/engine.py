@@ -1,6 +1,7 @@
 """The one owner of a database directory: opens the engine, hands out connections, closes it in order."""
 
 import fcntl
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class Engine:
         self.timezone = "UTC"
         self._lock: int | None = None
         self._first: Connection | None = None
-        self._next = 0
+        self._numbers = itertools.count(1)
         self._idle: list[Connection] = []
 
     def start(self) -> None:
@@ -42,8 +43,7 @@ class Engine:
 
     def connect(self) -> Connection:
         """A client's connection: settings, database and temporary tables are nobody else's."""
-        self._next += 1
-        connection = self._open(f"bpfleet-{self._next}")
+        connection = self._open(f"bpfleet-{next(self._numbers)}")
         connection.run(f"SET ROLE {engine_config.CLIENT_ROLE}")
         return connection
 

@@ -39,6 +39,7 @@ class Running:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._connection: Connection | None = None
+        self.only_reads = False
         self._guard = threading.Lock()
 
     @contextlib.contextmanager
@@ -68,7 +69,7 @@ class Queries:
         self._spill = engine.directory / "tmp"
         self._sessions = Sessions(engine)
         self._workers = ThreadPoolExecutor(MOST_QUERIES, "query")
-        self._running = 0
+        self._running: set[Running] = set()
         self._guard = threading.Lock()
 
     @property
@@ -120,12 +121,12 @@ class Queries:
         return understand(request, form.parse(kind, body)), b""
 
     async def _answer(self, asked: Asked, head: bytes, wire: Wire) -> Answer | None:
-        if self._running >= MOST_QUERIES:
+        if len(self._running) >= MOST_QUERIES:
             message = f"Too many simultaneous queries. Maximum: {MOST_QUERIES}"
             raise StoreError(TOO_MANY_SIMULTANEOUS_QUERIES, message)
-        self._running += 1
         loop = asyncio.get_running_loop()
         running = Running(self._engine)
+        self._running.add(running)
 
         async def gone() -> None:
             await loop.run_in_executor(None, running.kill)
@@ -134,29 +135,35 @@ class Queries:
         try:
             return await loop.run_in_executor(self._workers, self._serve, asked, head, wire, running)
         finally:
-            self._running -= 1
+            self._running.discard(running)
             watcher.cancel()
 
-    def _serve(self, asked: Asked, head: bytes, wire: Wire, running: "Running") -> Answer | None:
+    def _serve(self, asked: Asked, head: bytes, wire: Wire, running: Running) -> Answer | None:
         """In a worker thread: from the head of the body to the answer."""
         text = f"{asked.query}\n".encode() + head if asked.query else head
         parsed = statement.parse(text)
         if parsed.data is None and not wire.whole:
             raise StoreError(QUERY_IS_TOO_LARGE, f"Max query size exceeded: {PIECE} bytes")
-        if greeting := native.greeting(parsed.text, *self.server.name_version_timezone):
+        if greeting := native.greeting(parsed.text, asked.revision, *self.server.name_version_timezone):
             return self.server.whole(greeting, Summary(), asked.query_id, "Native", asked.encoding)
         with self._connection(asked) as connection, running.on(connection):
             connection.prepare(asked.database, insert.settings(asked, parsed))
             if not asked.external:
-                return self._run(connection, asked, parsed, text, wire)
+                return self._run(connection, asked, parsed, text, wire, running)
             asked.external.fill(connection, self._spill)
             try:
-                return self._run(connection, asked, parsed, text, wire)
+                return self._run(connection, asked, parsed, text, wire, running)
             finally:
                 asked.external.drop(connection)
 
     def _run(
-        self, connection: Connection, asked: Asked, parsed: statement.Statement, text: bytes, wire: Wire
+        self,
+        connection: Connection,
+        asked: Asked,
+        parsed: statement.Statement,
+        text: bytes,
+        wire: Wire,
+        running: Running,
     ) -> Answer | None:
         if parsed.kind == "INSERT" and asked.read_only:
             raise StoreError(READONLY, f"{self._user}: Cannot execute query in readonly mode")
@@ -175,6 +182,7 @@ class Queries:
             parsed = dataclasses.replace(parsed, streams=False)
         if lasting:
             connection.prepare("", {})
+        running.only_reads = effect == "READ_ONLY"
         answer = select.run(connection, asked, parsed, wire, self.server)
         if lasting:
             connection.changed_for_good()
@@ -197,7 +205,15 @@ class Queries:
             with self._guard:
                 self._sessions.release(asked.session, asked.session_timeout)
 
+    def stop_reading(self) -> None:
+        """Nothing new is to come: end the queries that run, let the inserts finish."""
+        for each in list(self._running):
+            if each.only_reads:
+                each.kill()
+
     def close(self) -> None:
-        """After the last request: end the sessions."""
+        """After the last request, or past the time they had: end what runs, then the sessions."""
+        for each in list(self._running):
+            each.kill()
         self._workers.shutdown()
         self._sessions.close()

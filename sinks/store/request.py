@@ -41,6 +41,7 @@ class Asked:
     encoding: str  # of the answer
     read_only: bool
     query_id: str
+    revision: int = 0  # of the client's protocol, when it speaks one
     external: form.External | None = None
     session: str = ""
     session_timeout: float = 60
@@ -74,11 +75,16 @@ def understand(request: Request, sent: form.Form) -> Asked:
         encoding=codec.choose(request.headers.get("accept-encoding", "")) if wants else "",
         read_only=request.method in ("GET", "HEAD") or readonly != "0",
         query_id=url.get("query_id") or str(uuid.uuid4()),
+        revision=_number(url.get("client_protocol_version", "")),
         external=external,
         session=url.get("session_id", ""),
         session_timeout=_session_timeout(url.get("session_timeout", "60")),
         session_check=url.get("session_check", "0") in ("1", "true"),
     )
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
 
 
 def _session_timeout(text: str) -> float:

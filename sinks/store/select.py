@@ -8,15 +8,11 @@ from sinks.store import codec
 from sinks.store.answer import Answer, Server, Summary
 from sinks.store.connection import Connection
 from sinks.store.errors import StoreError, from_engine
+from sinks.store.join import Join, has_header, possible
 from sinks.store.request import Asked
 from sinks.store.statement import Statement
 from sinks.store.wire import ClientGone, Wire
 
-# Formats whose pieces, put one after the other, are the whole: the others are made in memory, whole.
-_JOINS = {
-    "Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "Raw", "CSV", "RowBinary", "JSONEachRow",
-    "JSONLines", "NDJSON", "JSONCompactEachRow", "JSONStringsEachRow", "JSONCompactStringsEachRow",
-}  # fmt: skip
 _WHOLE = 1 << 18  # bytes; a result up to this size has Content-Length and a complete summary
 
 
@@ -25,21 +21,26 @@ def run(
 ) -> Answer | None:
     """Serve it; None when the answer has been streamed. Raises :class:`StoreError`, :class:`ClientGone`."""
     form = statement.format or asked.format
-    if not (statement.streams and form in _JOINS):
-        result = connection.run(statement.sql, form, asked.params)
-        return server.whole(result.bytes(), Summary.of(result), asked.query_id, form, asked.encoding)
+    if not (statement.streams and possible(form)):
+        return _at_once(connection, asked, statement, form, server)
     pieces = _pieces(connection, statement.sql, form, asked.params)
+    join = Join(form)
     summary = Summary()
     held: list[bytes] = []
-    size = 0
     for piece, part in pieces:
-        held.append(piece)
-        size += len(piece)
+        held.append(join.add(piece))
         summary = part
-        if size > _WHOLE:
-            _stream(pieces, held, asked, form, wire, server)
+        if part.result_bytes > _WHOLE:
+            _stream(pieces, held, join, asked, form, wire, server)
             return None
-    return server.whole(b"".join(held), summary, asked.query_id, form, asked.encoding)
+    if not held and has_header(form):
+        return _at_once(connection, asked, statement, form, server)
+    return server.whole(b"".join([*held, join.end()]), summary, asked.query_id, form, asked.encoding)
+
+
+def _at_once(connection: Connection, asked: Asked, statement: Statement, form: str, server: Server) -> Answer:
+    result = connection.run(statement.sql, form, asked.params)
+    return server.whole(result.bytes(), Summary.of(result), asked.query_id, form, asked.encoding)
 
 
 def _pieces(
@@ -77,6 +78,7 @@ def _fetch(connection: Connection, stream: Any) -> Any:
 def _stream(
     pieces: Iterator[tuple[bytes, Summary]],
     held: list[bytes],
+    join: Join,
     asked: Asked,
     form: str,
     wire: Wire,
@@ -89,7 +91,7 @@ def _stream(
     wire.start(200, headers)
     broken: StoreError | None = None
     try:
-        for data in _then(held, pieces):
+        for data in _then(held, pieces, join):
             coded = encoder.compress(data) if encoder else data
             if coded:
                 wire.write(coded)
@@ -107,8 +109,9 @@ def _stream(
         raise ClientGone
 
 
-def _then(held: list[bytes], pieces: Iterator[tuple[bytes, Summary]]) -> Iterator[bytes]:
+def _then(held: list[bytes], pieces: Iterator[tuple[bytes, Summary]], join: Join) -> Iterator[bytes]:
     while held:
         yield held.pop(0)
     for piece, _ in pieces:
-        yield piece
+        yield join.add(piece)
+    yield join.end()

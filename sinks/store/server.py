@@ -4,8 +4,10 @@ import ipaddress
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -13,6 +15,7 @@ from schemas import config as settings
 from schemas.errors import BpfleetError, UsageError
 from sinks.store import app
 from sinks.store.engine import Engine
+from sinks.store.queries import Queries
 
 
 def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
@@ -28,10 +31,10 @@ def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
     engine.start()
     host, port = listening.getsockname()[:2]
     say(f"store: ClickHouse {engine.version} on http://{f'[{host}]' if ':' in host else host}:{port}")
-    application = app.make(engine, store.user, password)
+    queries = Queries(engine, store.user, password)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     options = uvicorn.Config(
-        application,
+        app.make(engine, queries),
         log_config=None,
         access_log=False,
         lifespan="on",
@@ -41,15 +44,24 @@ def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
         timeout_graceful_shutdown=60,
         server_header=False,
     )
-    server = uvicorn.Server(options)
-
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
+    server = _Server(options, queries)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)  # in place of the engine's; uvicorn takes over while it serves
+        signal.signal(number, server.handle_exit)  # in place of the engine's, until uvicorn serves
     server.run(sockets=[listening])
     say("store: stopped")
+
+
+class _Server(uvicorn.Server):
+    """Told to stop, it ends the queries that run and waits for the inserts."""
+
+    def __init__(self, options: uvicorn.Config, queries: Queries) -> None:
+        super().__init__(options)
+        self._queries = queries
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signal's handler."""
+        super().handle_exit(sig, frame)
+        threading.Thread(target=self._queries.stop_reading, daemon=True).start()
 
 
 def _loopback(host: str) -> bool:
