@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from collector import bpf_sys, inventory, memory, metrics, privileges, probes, tracefs
+from collector import bpf_sys, handlers, inventory, memory, metrics, privileges, probes, tracefs
 from collector.clock import now_us
+from collector.desired import DesiredState
 from collector.health import Health, Row, loss_row, restart_row
 from collector.losses import Losses
-from collector.output import Output
+from collector.output import Companion, Output
 from collector.probes import Attached
 from collector.reading import Reading
 from collector.sequence import Sequences
@@ -54,9 +55,12 @@ class Every:
 class Agent:
     """A collector between start and stop. The constructor touches nothing outside."""
 
-    def __init__(self, config: Config, output: Output, *, sequences: Sequences | None = None,
-                 losses: Losses | None = None, killed_since_us: int = 0) -> None:  # fmt: skip
-        self.config, self.output = config, output
+    def __init__(
+        self, config: Config, output: Output, *, sequences: Sequences | None = None,
+        losses: Losses | None = None, killed_since_us: int = 0, kafka: bool = True,
+    ) -> None:  # fmt: skip
+        """``kafka`` False: desired state comes from this host's own files only."""
+        self.config, self.output, self._kafka = config, output, kafka
         self.attached: list[Attached] = []
         self.failed: dict[str, str] = {}
         self._sequences, self._losses = sequences, losses
@@ -71,6 +75,7 @@ class Agent:
         self._tell = Every(HEALTH_S)
         self._beat = Every(HEARTBEAT_S)
         self._timers = (self._cut, self._read, self._tell, self._beat)
+        self.companions: list[Companion] = []
         self.resolve: Callable[[], None] = lambda: None  # enters Kafka's answers into the journal
 
     # ── Start and stop ───────────────────────────────────────────────────────────────────────────
@@ -90,11 +95,13 @@ class Agent:
         if not self.attached:
             raise BpfleetError("no probe could be loaded; `bpfleet check` says why for each")
         self._begin_reading(enums)
+        self.desired = DesiredState(self.config, handlers.make(self), kafka=self._kafka)
         privileges.drop()
         if self.config.collector.metrics_port:
             self._endpoint = metrics.Endpoint(self.config.collector.metrics_port)
         self.health = Health(self.attached, self.output.streams, self.output.spooled)
         memory.settle()
+        self.desired.start()
 
     def _begin_reading(self, enums: dict[str, dict[int, str]]) -> None:
         self.reading = Reading(self.attached, enums, self.config.collector, self.output)
@@ -112,13 +119,18 @@ class Agent:
 
     def close(self) -> None:
         """Detach, read and count what is left, flush."""
+        self.desired.stop()
         for each in self.attached:
             each.detach()
         time.sleep(DETACH_S)
         self.reading.look(limit=1 << 30)
         self.reading.aggregates()
         self.reading.cut()
+        for companion in self.companions:
+            companion.stop()
+        self._hear_companions()
         self._ship_cgroups()
+        self._ship_desired()
         self.tell()
         left = self.output.close(STOP_S)
         if left:
@@ -143,6 +155,10 @@ class Agent:
         for each in self.reading.rings:
             # Edge-triggered: a ring with anything in it counts as readable, only its wake-ups matter.
             poll.register(each.ring.fd, select.EPOLLIN | select.EPOLLET)
+        for companion in self.companions:
+            companion.start()
+            poll.register(companion.fd, select.EPOLLIN)
+        poll.register(self.desired.fd, select.EPOLLIN | select.EPOLLET)
         while not self._stopping:
             poll.poll(BUSY_S if self.step() else self._until_due())
         poll.close()
@@ -162,11 +178,13 @@ class Agent:
             self.reading.cut()
         if self._read.due(now):
             self.reading.aggregates()
+        self._hear_companions()
         if cut:
             self._ship_cgroups()
             self.resolve()
             if self._sequences:
                 self._sequences.alive(now_us())
+        self._ship_desired()
         if self._tell.due(now):
             self.tell()
         if self._beat.due(now):
@@ -176,10 +194,20 @@ class Agent:
 
     # ── Rows about itself ────────────────────────────────────────────────────────────────────────
 
+    def _hear_companions(self) -> None:
+        for companion in self.companions:
+            for stream, made in companion.rows().items():
+                self._ship_rows(stream, made)
+
     def _ship_cgroups(self) -> None:
         fresh = self.reading.fresh_cgroups()
         if fresh:
             self._ship_rows("cgroup", fresh)
+
+    def _ship_desired(self) -> None:
+        """At once: somebody waits for the answer."""
+        for stream, made in self.desired.rows().items():
+            self._ship_rows(stream, made)
 
     def tell(self) -> None:
         """Ship the health of the interval, and what is lost, once it can arrive."""

@@ -7,7 +7,8 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from schemas import declare, topics, wire
 
 STREAMS = declare.streams()
+MAIN = "from fleet.cli import main; main()"
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20, what: str = "") -> Any:
@@ -29,14 +31,17 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20, what: str = "") 
     raise AssertionError(f"not within {seconds} s: {what or condition}")
 
 
-def decode(message: bytes) -> wire.Batch:
-    schemas = wire.Schemas()
+@cache
+def schemas() -> wire.Schemas:
+    known = wire.Schemas()
     for stream in STREAMS.values():
-        schemas.add(wire.batch_schema(stream))
-    return schemas.decode(message)
+        known.add(wire.batch_schema(stream))
+    return known
 
 
-def read_topic(servers: str, stream: str, host: str = "") -> list[wire.Batch]:
+def read_topic(
+    servers: str, stream: str, host: str = "", known: declare.Stream | None = None
+) -> list[wire.Batch]:
     """Every batch of a stream (of a host) in Kafka now, in order of partition and offset."""
     from confluent_kafka import Consumer, KafkaError, TopicPartition
 
@@ -44,6 +49,8 @@ def read_topic(servers: str, stream: str, host: str = "") -> list[wire.Batch]:
         {"bootstrap.servers": servers, "group.id": "tests", "enable.partition.eof": True, "log_level": 0,
          "auto.offset.reset": "earliest", "enable.auto.commit": False}
     )  # fmt: skip
+    if known:
+        schemas().add(wire.batch_schema(known))
     topic = topics.topic(stream)
     found: list[wire.Batch] = []
     try:
@@ -60,7 +67,7 @@ def read_topic(servers: str, stream: str, host: str = "") -> list[wire.Batch]:
                 assert error.code() == KafkaError._PARTITION_EOF, error
                 parts.discard(message.partition())
             elif not host or message.key() == host.encode():
-                found.append(decode(message.value() or b""))
+                found.append(schemas().decode(message.value() or b""))
     finally:
         consumer.close()
     return found
@@ -110,9 +117,10 @@ class CollectorProcess:
         tree["kafka"] = {"servers": servers}
         self.config.write_text(yaml.safe_dump(tree))
 
-    def start(self, *arguments: str, wait: bool = True) -> "subprocess.Popen[bytes]":
-        code = "from fleet.cli import main; main()"
-        command = [sys.executable, "-c", code, "collect", "--config", str(self.config), *arguments]
+    def start(
+        self, *arguments: str, wait: bool = True, code: Sequence[str] = (MAIN,)
+    ) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", *code, "collect", "--config", str(self.config), *arguments]
         environment = {name: text for name, text in os.environ.items() if not name.startswith("BPFLEET_")}
         before = self.said().count("collecting:")
         with self.log.open("ab") as log:

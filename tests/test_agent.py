@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from collecting import CollectorProcess, assert_accounted, read_topic, rows, wait_for
 
+from bench import flood
 from bench.common import free_port
 from collector.cgroup import find_mount, require_mount
 from collector.sequence import marks
@@ -52,6 +54,13 @@ def journal(directory: Path) -> list[object]:
     file = directory / "collector/losses.json"
     losses: list[object] = json.loads(file.read_text()) if file.exists() else []
     return losses
+
+
+def books(servers: str, host: str, stream: str) -> tuple[int, int, int]:
+    """(made, lost, shipped) of a stream over a collector's life, as `collector_health` has it."""
+    health = rows(read_topic(servers, "collector_health", host))
+    of = [row for row in health if row["kind"] == "stream" and row["stream"] == stream]
+    return sum(row["made"] for row in of), sum(row["lost"] for row in of), sum(row["shipped"] for row in of)
 
 
 def connections(count: int) -> list[tuple[int, int]]:
@@ -103,8 +112,7 @@ def test_known_workloads_arrive_and_the_books_balance(
     assert all(lost == 0 for _, lost in outcome.values())
     health = rows(read_topic(kafka.servers, "collector_health", "works"))
     for stream in ("cgroup_event", "tcp_flow", "packet_drop"):
-        of = [row for row in health if row["kind"] == "stream" and row["stream"] == stream]
-        made, lost, shipped = (sum(row[name] for row in of) for name in ("made", "lost", "shipped"))
+        made, lost, shipped = books(kafka.servers, "works", stream)
         there = sum(each.rows for each in read_topic(kafka.servers, stream, "works"))
         assert made == shipped + lost and shipped == there, stream
     programs = [row for row in health if row["kind"] == "program" and row["program"] == "tp_btf:sched_switch"]
@@ -187,12 +195,46 @@ def test_a_paused_reader_loses_and_counts(
     brief_cgroups(parent, 60)
     process.send_signal(signal.SIGCONT)
     assert one.stop() == 0
+    made, lost, shipped = books(kafka.servers, "paused", "cgroup_event")
+    assert made >= 120 and 0 < lost < made and made == shipped + lost
     health = rows(read_topic(kafka.servers, "collector_health", "paused"))
-    of = [row for row in health if row["stream"] == "cgroup_event"]
-    made, lost, shipped = (sum(row[name] for row in of) for name in ("made", "lost", "shipped"))
-    assert made >= 120 and 0 < lost < 120 and made == shipped + lost
-    assert {row["reason"] for row in of if row["lost"]} == {"ring_full"}
+    assert {row["reason"] for row in health if row["lost"]} == {"ring_full"}
     assert sum(each.rows for each in read_topic(kafka.servers, "cgroup_event", "paused")) == shipped
+
+
+def test_a_flood_is_accounted_for_to_the_last_event(
+    kafka: KafkaServer, tmp_path: Path, collectors: list[CollectorProcess]
+) -> None:
+    generator = flood.generator(100_000, 3)
+    (tmp_path / "flood").mkdir()
+    place = str(flood.directory(tmp_path / "flood", generator.pid))
+    one = CollectorProcess(tmp_path, kafka.servers, "flood", probes=["flood"])
+    collectors.append(one)
+    process = one.start(code=[flood.COLLECT, place])
+    assert generator.stdin
+    generator.stdin.write("go\n")
+    generator.stdin.flush()
+    for _ in range(2):
+        time.sleep(0.7)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGCONT)
+    called = int(generator.communicate(timeout=20)[0])
+    assert one.stop() == 0
+    of = [
+        row
+        for row in rows(read_topic(kafka.servers, "collector_health", "flood"))
+        if row["stream"] == "flood"
+    ]
+    made, lost, shipped = (sum(row[name] for row in of) for name in ("made", "lost", "shipped"))
+    batches = read_topic(kafka.servers, "flood", "flood", flood.stream())
+    assert called <= made <= called + 100, "a few calls are the interpreter's own"
+    assert lost > 1000 and made == shipped + lost
+    assert sum(each.rows for each in batches) == shipped
+    numbers = np.concatenate([each.columns["number"] for each in batches])
+    cpus = np.concatenate([each.columns["cpu"] for each in batches])
+    for cpu in np.unique(cpus):
+        assert (np.diff(numbers[cpus == cpu]) == 1).all(), "what is there is in order, and each once"
 
 
 def test_it_stays_small(kafka: KafkaServer, tmp_path: Path, collectors: list[CollectorProcess]) -> None:
