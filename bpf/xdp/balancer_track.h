@@ -79,7 +79,7 @@ INLINE void keep_changed(struct lb_slot *slot, struct lb_vip *vip, u64 now)
 {
     u64 until = now + vip->idle;
 
-    if (slot->until && until - slot->until > vip->idle >> 3)
+    if (slot->until && (s64)(until - slot->until) > (s64)(vip->idle >> 3))
         slot->until = until;
 }
 
@@ -88,7 +88,8 @@ INLINE int find_in_table(struct lb_flow_key *key, struct lb_vip *vip, u64 now, s
 {
     struct lb_flow_entry *entry = bpf_map_lookup_elem(map(lb_flows), key);
 
-    if (!entry || now - entry->seen > vip->idle || !is_live(entry->backend))
+    // Signed: another CPU may have seen the flow a tick later than our `now`.
+    if (!entry || (s64)(now - entry->seen) > (s64)vip->idle || !is_live(entry->backend))
         return 0;
     if (entry->seen != now)
         entry->seen = now;

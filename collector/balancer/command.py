@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from collector.balancer.decapsulate_command import decapsulate
 from schemas import config as settings
 from schemas.errors import BpfleetError, UsageError
 
@@ -31,6 +32,9 @@ def lb(ctx: click.Context, instance: str) -> None:
     """Balance connections to VIPs over reals, in XDP; this host's own balancer."""
     loaded = ctx.obj if isinstance(ctx.obj, settings.Config) else None
     ctx.obj = (loaded, instance)
+
+
+lb.add_command(decapsulate)
 
 
 def _open(ctx: click.Context, limits: "Limits | None" = None) -> "State":
