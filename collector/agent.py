@@ -14,9 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from collector import bpf_sys, handlers, inventory, memory, metrics, privileges, probes, tracefs
+from collector import bpf_sys, inventory, memory, metrics, privileges, probes, tracefs
 from collector.clock import now_us
-from collector.desired import DesiredState
 from collector.health import Health, Row, loss_row, restart_row
 from collector.losses import Losses
 from collector.output import Companion, Output
@@ -55,12 +54,9 @@ class Every:
 class Agent:
     """A collector between start and stop. The constructor touches nothing outside."""
 
-    def __init__(
-        self, config: Config, output: Output, *, sequences: Sequences | None = None,
-        losses: Losses | None = None, killed_since_us: int = 0, kafka: bool = True,
-    ) -> None:  # fmt: skip
-        """``kafka`` False: desired state comes from this host's own files only."""
-        self.config, self.output, self._kafka = config, output, kafka
+    def __init__(self, config: Config, output: Output, *, sequences: Sequences | None = None,
+                 losses: Losses | None = None, killed_since_us: int = 0) -> None:  # fmt: skip
+        self.config, self.output = config, output
         self.attached: list[Attached] = []
         self.failed: dict[str, str] = {}
         self._sequences, self._losses = sequences, losses
@@ -95,13 +91,11 @@ class Agent:
         if not self.attached:
             raise BpfleetError("no probe could be loaded; `bpfleet check` says why for each")
         self._begin_reading(enums)
-        self.desired = DesiredState(self.config, handlers.make(self), kafka=self._kafka)
         privileges.drop()
         if self.config.collector.metrics_port:
             self._endpoint = metrics.Endpoint(self.config.collector.metrics_port)
         self.health = Health(self.attached, self.output.streams, self.output.spooled)
         memory.settle()
-        self.desired.start()
 
     def _begin_reading(self, enums: dict[str, dict[int, str]]) -> None:
         self.reading = Reading(self.attached, enums, self.config.collector, self.output)
@@ -119,7 +113,6 @@ class Agent:
 
     def close(self) -> None:
         """Detach, read and count what is left, flush."""
-        self.desired.stop()
         for each in self.attached:
             each.detach()
         time.sleep(DETACH_S)
@@ -130,7 +123,6 @@ class Agent:
             companion.stop()
         self._hear_companions()
         self._ship_cgroups()
-        self._ship_desired()
         self.tell()
         left = self.output.close(STOP_S)
         if left:
@@ -158,7 +150,6 @@ class Agent:
         for companion in self.companions:
             companion.start()
             poll.register(companion.fd, select.EPOLLIN)
-        poll.register(self.desired.fd, select.EPOLLIN | select.EPOLLET)
         while not self._stopping:
             poll.poll(BUSY_S if self.step() else self._until_due())
         poll.close()
@@ -184,7 +175,6 @@ class Agent:
             self.resolve()
             if self._sequences:
                 self._sequences.alive(now_us())
-        self._ship_desired()
         if self._tell.due(now):
             self.tell()
         if self._beat.due(now):
@@ -203,11 +193,6 @@ class Agent:
         fresh = self.reading.fresh_cgroups()
         if fresh:
             self._ship_rows("cgroup", fresh)
-
-    def _ship_desired(self) -> None:
-        """At once: somebody waits for the answer."""
-        for stream, made in self.desired.rows().items():
-            self._ship_rows(stream, made)
 
     def tell(self) -> None:
         """Ship the health of the interval, and what is lost, once it can arrive."""

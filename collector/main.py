@@ -26,7 +26,9 @@ def _print(config: Config) -> int:
 
     config.collector.metrics_port = 0
     try:
-        return _run(Agent(config, Printer(config.host)))
+        agent = Agent(config, Printer(config.host))
+        _follow_desired_state(agent, kafka=False)
+        return _run(agent)
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -52,10 +54,18 @@ def _ship(config: Config) -> int:
         resolve(state, desk.answers())
 
     agent.resolve = settle
+    _follow_desired_state(agent)
     code = _run(agent, desk.start)
     desk.stop()
     state.sequences.close()
     return code
+
+
+def _follow_desired_state(agent: "Agent", *, kafka: bool = True) -> None:
+    from collector import handlers
+    from collector.desired import DesiredState
+
+    agent.companions.append(DesiredState(agent.config, handlers.make(agent), kafka=kafka))
 
 
 def _run(agent: "Agent", started: Callable[[], None] = lambda: None) -> int:
