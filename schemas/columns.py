@@ -104,6 +104,17 @@ def unpack(data: bytes, how: Packing, rows: int) -> NDArray[Any]:
         )
     planes = np.frombuffer(data, np.uint8)
     if how.row_bytes > 1:
-        planes = np.ascontiguousarray(planes.reshape(how.row_bytes, rows).T)
+        planes = _interleave(planes.reshape(how.row_bytes, rows))
     array = planes.view(how.dtype).reshape(how.shape(rows))
     return np.cumsum(array, axis=0, dtype=how.dtype) if how.delta else array
+
+
+def _interleave(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bytes of equal weight back to where they belong; planes of zeros, which are most, cost nothing."""
+    used = [weight for weight, plane in enumerate(planes) if plane.any()]
+    if len(used) > 2:
+        return np.ascontiguousarray(planes.T)
+    rows = np.zeros(planes.shape[::-1], np.uint8)
+    for weight in used:
+        rows[:, weight] = planes[weight]
+    return rows

@@ -109,12 +109,18 @@ class DeadShare:
         self._recent.append(dead)
         self._last = detail if dead else self._last
 
+    def rejected(self, detail: str) -> None:
+        """A message that was noted as good turned out to be dead."""
+        if False in self._recent:
+            self._recent.remove(False)
+        self.note(True, detail)
+
     def check(self) -> None:
         """Raises :class:`TooManyDead`; call before anything of these messages is committed."""
         dead = sum(self._recent)
         if len(self._recent) >= ENOUGH and dead > self._limit * len(self._recent):
             raise TooManyDead(
                 f"{dead} of the last {len(self._recent)} messages cannot be stored (the last: {self._last}); "
-                "stopped rather than drain the topic: mend the cause, or raise sink.dead_share to let them go to "
-                f"{topics.DEAD}"
+                "stopped rather than drain the topic: mend the cause, or raise sink.dead_share to let "
+                f"them go to {topics.DEAD}"
             )

@@ -8,7 +8,7 @@ from typing import Protocol
 from schemas import wire
 from schemas.columns import InvalidBatch
 from schemas.topics import stream_of
-from schemas.wire import Batch
+from schemas.wire import Batch, Envelope
 from sinks import native
 from sinks.writer import Table
 
@@ -85,6 +85,7 @@ class Judge:
             if stream_of(topic) != table.stream:
                 return Dead("wrong_topic", f"a batch of {table.stream} on {topic}")
             batch = self._tables.schemas.decode(value or b"")
+            _check_envelope(batch.envelope)
             first, last = native.day_range(batch)
         except native.TimeOutOfRange as error:
             return Dead("out_of_range", str(error))
@@ -99,3 +100,9 @@ class Judge:
         if self._clock() - since < SCHEMA_SECONDS:
             return None
         return Dead("unknown_schema", f"schema {schema:016x} did not arrive in {SCHEMA_SECONDS:.0f} s")
+
+
+def _check_envelope(envelope: Envelope) -> None:
+    """Raises :class:`InvalidBatch` for numbers that no collector of ours writes."""
+    if envelope.seq < 0 or not 0 <= envelope.sample_rate < 2**32 or len(envelope.boot) != 16:
+        raise InvalidBatch("its envelope holds impossible numbers")

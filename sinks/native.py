@@ -34,6 +34,9 @@ INDEX = ((1 << 8, 0, np.dtype("u1")), (1 << 16, 1, np.dtype("<u2")), (1 << 32, 2
 ENVELOPE = ("host", "boot", "seq", "sample_rate")
 
 
+Piece = bytes | NDArray[Any]  # of a block: whatever has contiguous bytes, so that they are copied once
+
+
 class TimeOutOfRange(ValueError):
     """A row's time is outside of what a partition by day can hold."""
 
@@ -83,7 +86,7 @@ def block(types: Mapping[str, str], batches: Sequence[Batch]) -> bytes:
     so that the server fills in their defaults. Raises :class:`UsageError` for a type without a Native form.
     """
     rows = [batch.rows for batch in batches]
-    body: list[bytes] = []
+    body: list[Piece] = []
     count = 0
     for name, kind in types.items():
         if name in ENVELOPE:
@@ -94,76 +97,78 @@ def block(types: Mapping[str, str], batches: Sequence[Batch]) -> bytes:
             continue
         count += 1
         body += [_text(name), *parts]
-    return b"".join([_varint(count), _varint(sum(rows)), *body])
+    return b"".join([_varint(count), _varint(sum(rows)), *body])  # type: ignore[list-item]
 
 
-def column(kind: str, parts: Sequence[Column]) -> list[bytes]:
+def column(kind: str, parts: Sequence[Column]) -> list[Piece]:
     """One column of ClickHouse type ``kind`` from the arrays of each message: type name, then data."""
     if isinstance(parts[0], Dictionary):
         return _low_cardinality(parts)  # type: ignore[arg-type]
-    joined = np.concatenate(parts) if len(parts) > 1 else parts[0]  # type: ignore[arg-type]
+    arrays: Sequence[NDArray[Any]] = parts  # type: ignore[assignment]
+    sent = arrays[0].dtype
     if match := ARRAY.fullmatch(kind):
-        return _array(match[1], joined)
-    if FIXED.fullmatch(kind) or kind == "UUID":
-        return [_text(kind), (_uuid_order(joined) if kind == "UUID" else joined).tobytes()]
+        return _array(match[1], arrays)
+    if FIXED.fullmatch(kind):
+        return [_text(kind), *arrays]
+    if kind == "UUID":
+        return [_text(kind), *(_uuid_order(each) for each in arrays)]
     if TIME.fullmatch(kind):
-        return [_text(kind), joined.astype("<i8", copy=False).tobytes()]
+        return [_text(kind), *(each.astype("<i8", copy=False) for each in arrays)]
     if kind == "Bool":
-        return [_text(kind), (joined != 0).tobytes()]
+        return [_text(kind), *(each != 0 for each in arrays)]
     if kind not in NUMBERS:
         raise UsageError(f"no way to insert into a column of type {kind}; use another ch.type")
-    if np.can_cast(joined.dtype, NUMBERS[kind], "safe"):
-        return [_text(kind), joined.astype(NUMBERS[kind], copy=False).tobytes()]
-    return [_text(NAMES[joined.dtype]), joined.tobytes()]  # narrower by ch.type: the server converts
+    if np.can_cast(sent, NUMBERS[kind], "safe"):
+        return [_text(kind), *(each.astype(NUMBERS[kind], copy=False) for each in arrays)]
+    return [_text(NAMES[sent]), *arrays]  # narrower by ch.type: the server converts
 
 
-def _array(item: str, joined: NDArray[Any]) -> list[bytes]:
+def _array(item: str, arrays: Sequence[NDArray[Any]]) -> list[Piece]:
     if item not in NUMBERS:
         raise UsageError(f"no way to insert into a column of type Array({item}); use another ch.type")
-    rows, width = joined.shape
+    width = arrays[0].shape[1]
+    rows = sum(len(each) for each in arrays)
     offsets = np.arange(width, width * (rows + 1), width, dtype="<u8")
-    return [_text(f"Array({NAMES[joined.dtype]})"), offsets.tobytes(), joined.tobytes()]
+    return [_text(f"Array({NAMES[arrays[0].dtype]})"), offsets, *arrays]
 
 
-def _uuid_order(joined: NDArray[Any]) -> NDArray[Any]:
+def _uuid_order(values: NDArray[Any]) -> NDArray[Any]:
     """ClickHouse keeps a UUID as two little-endian halves."""
-    return joined.reshape(-1, 2, 8)[:, :, ::-1]
+    return np.ascontiguousarray(values.reshape(-1, 2, 8)[:, :, ::-1])
 
 
-def _envelope(name: str, envelopes: Sequence[Envelope], rows: Sequence[int]) -> list[bytes]:
+def _envelope(name: str, envelopes: Sequence[Envelope], rows: Sequence[int]) -> list[Piece]:
+    """A value of each message as often as it has rows."""
     values = [getattr(each, name) for each in envelopes]
     if name == "host":
-        index = np.repeat(np.arange(len(values), dtype=np.uint32), rows)
-        return _low_cardinality([Dictionary(values, index)])
+        return _low_cardinality(
+            [Dictionary([host], np.zeros(count, np.uint8)) for host, count in zip(values, rows, strict=True)]
+        )
     if name == "boot":
-        halves = _uuid_order(np.frombuffer(b"".join(values), np.uint8))
-        return [_text("UUID"), np.repeat(halves.reshape(-1, 16), rows, axis=0).tobytes()]
-    kind = "UInt64" if name == "seq" else "UInt32"
-    return [_text(kind), np.repeat(np.array(values, NUMBERS[kind]), rows).tobytes()]
+        kind = "UUID"
+        values = [boot[7::-1] + boot[:7:-1] for boot in values]
+    else:
+        kind = "UInt64" if name == "seq" else "UInt32"
+        values = [value.to_bytes(NUMBERS[kind].itemsize, "little") for value in values]
+    return [_text(kind), *(value * count for value, count in zip(values, rows, strict=True))]
 
 
-def _low_cardinality(parts: Sequence[Dictionary]) -> list[bytes]:
-    merged = merge(parts)
-    flags, width = next((flag, dtype) for limit, flag, dtype in INDEX if len(merged.values) <= limit)
-    keys = [_text(each) for each in merged.values]
+def _low_cardinality(parts: Sequence[Dictionary]) -> list[Piece]:
+    values, indexes = merge(parts)
+    flags, width = next((flag, dtype) for limit, flag, dtype in INDEX if len(values) <= limit)
     return [
         _text("LowCardinality(String)"), KEYS_VERSION, (OWN_DICTIONARY | flags).to_bytes(8, "little"),
-        len(keys).to_bytes(8, "little"), *keys,
-        len(merged).to_bytes(8, "little"), merged.index.astype(width).tobytes(),
+        len(values).to_bytes(8, "little"), *map(_text, values),
+        sum(len(each) for each in parts).to_bytes(8, "little"),
+        *(new.astype(width)[each.index] for new, each in zip(indexes, parts, strict=True)),
     ]  # fmt: skip
 
 
-def merge(parts: Sequence[Dictionary]) -> Dictionary:
-    """Dictionaries of several messages as one, every value once."""
-    every = list(chain.from_iterable(each.values for each in parts))
-    unique = list(dict.fromkeys(every))
-    if len(parts) == 1 and len(unique) == len(every):
-        return parts[0]
-    place = dict(zip(unique, range(len(unique)), strict=True))
-    new = np.fromiter(map(place.__getitem__, every), np.uint32, len(every))
-    shift = np.cumsum([0, *(len(each.values) for each in parts[:-1])], dtype=np.uint32)
-    old = np.concatenate([each.index + by for each, by in zip(parts, shift, strict=True)])
-    return Dictionary(unique, new[old])
+def merge(parts: Sequence[Dictionary]) -> tuple[list[str], list[NDArray[np.uint32]]]:
+    """The values of several dictionaries, each once; and for each of them, old index → new index."""
+    unique = list(dict.fromkeys(chain.from_iterable(each.values for each in parts)))
+    place = dict(zip(unique, range(len(unique)), strict=True)).__getitem__
+    return unique, [np.fromiter(map(place, each.values), np.uint32, len(each.values)) for each in parts]
 
 
 def _varint(value: int) -> bytes:

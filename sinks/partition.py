@@ -200,9 +200,12 @@ class Partition:
 
     # ── commit ───────────────────────────────────────────────────────────────────────────────────
 
-    def land(self) -> None:
+    def land(self, share: DeadShare) -> None:
         """The batch in flight is in the store."""
         assert self.flight is not None
+        for item in self.flight.items:
+            if isinstance(item.verdict, Dead) and item.verdict.reason == "rejected":
+                share.rejected(item.verdict.detail)
         self.next = self.flight.intent.end
         self.size -= self.flight.size
         self.flight = None

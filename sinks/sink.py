@@ -138,7 +138,7 @@ class Sink:
     def _reap(self) -> None:
         for key in [each for each, job in self._jobs.items() if job.done()]:
             if self._jobs.pop(key).result() is Outcome.LANDED:
-                self._partitions[key].land()
+                self._partitions[key].land(self._share)
 
     def _commit(self, now: float) -> None:
         """Commit what is due, in one request: intents of new batches, ends of the last ones."""
@@ -248,7 +248,7 @@ class Sink:
             if partition is None:
                 continue
             if job is not None and _landed(job, deadline):
-                partition.land()
+                partition.land(self._share)
             if partition.flight is not None:
                 partition.flight.abandoned.set()
             if partition.behind:

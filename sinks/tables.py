@@ -4,6 +4,7 @@ One thread of its own reads the schemas topic from its beginning and makes or ex
 the consumer never waits for either; until a table is ready its messages wait in their partition.
 """
 
+import json
 import logging
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
 from schemas import ddl, topics, wire
-from schemas.columns import InvalidBatch
+from schemas.columns import InvalidBatch, packing, packing_name
 from schemas.config import Clickhouse, Config, kafka_options
 from schemas.declare import Stream
 from schemas.errors import UsageError
@@ -85,6 +86,7 @@ class SchemaTables:
     def _learn(self, value: bytes) -> None:
         try:
             schema, stream = self._catalog.learn(value)
+            _check_packings(json.loads(json.loads(value)["schema"]), stream)
         except InvalidBatch as error:
             log.error("schemas: %s; ignored", error)
             return
@@ -110,6 +112,17 @@ class SchemaTables:
                 log.warning("table %s is not ready, will try again: %s", stream.name, error)
                 self._due[schema] = time.monotonic() + RETRY_SECONDS
                 return
+
+
+def _check_packings(schema: dict[str, Any], stream: Stream) -> None:
+    """Raises :class:`InvalidBatch` when a column's values are not of the shape that its declaration says."""
+    for field, column in zip(stream.fields, schema["fields"][wire.ENVELOPE_FIELDS :], strict=True):
+        kind = column["type"] if isinstance(column["type"], str) else column["type"]["name"]
+        sent, wanted = packing(kind.removeprefix("bpfleet.column.")), packing(packing_name(field))
+        if (sent and (sent.dtype, sent.width)) != (wanted and (wanted.dtype, wanted.width)):
+            raise InvalidBatch(
+                f"{stream.name}.{field.name} travels as {kind}, which does not fit its declaration"
+            )
 
 
 def make(stream: Stream, config: Clickhouse, writer: Writer) -> Table:

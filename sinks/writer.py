@@ -9,6 +9,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from schemas import clickhouse, ddl
 from schemas.config import Clickhouse
+from schemas.errors import UsageError
 from schemas.wire import Batch
 from sinks import native
 
@@ -62,7 +63,10 @@ class Writer:
 
         ``batches`` have the same columns and one day. Raises :class:`Rejected` or :class:`ServerTrouble`.
         """
-        data = native.block(table.types, batches)
+        try:
+            data = native.block(table.types, batches)
+        except (ValueError, TypeError, OverflowError, UsageError) as error:
+            raise Rejected(f"no block can be made of it: {error}") from None
         names = [each for each in table.types if each in native.ENVELOPE or each in batches[0].columns]
         try:
             self._client.raw_insert(
