@@ -1,5 +1,6 @@
 """Read a topic without a consumer group: what it holds now, or what comes."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,15 +27,28 @@ def read(
         start = OFFSET_END if follow else OFFSET_BEGINNING
         places = [TopicPartition(topic, number, start) for number in listed.partitions]
         if since_ms is not None:
-            places = consumer.offsets_for_times(
-                [TopicPartition(topic, each.partition, since_ms) for each in places], timeout=10
-            )
+            places = _offsets(consumer, [TopicPartition(topic, each.partition, since_ms) for each in places])
         consumer.assign(places)
         yield from _values(consumer, len(places), follow)
     except KafkaException as error:
         raise unreachable(options, error) from None
     finally:
         consumer.close()
+
+
+def _offsets(consumer: Any, places: list[Any]) -> list[Any]:
+    """Where those times are; a topic that was just made has no leaders for a moment."""
+    from confluent_kafka import KafkaError, KafkaException
+
+    unsettled = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+    for _ in range(20):
+        try:
+            return list(consumer.offsets_for_times(places, timeout=10))
+        except KafkaException as error:
+            if error.args[0].code() not in unsettled:
+                raise
+            time.sleep(0.1)
+    return list(consumer.offsets_for_times(places, timeout=10))
 
 
 def _values(consumer: Any, partitions: int, follow: bool) -> Iterator[bytes]:
