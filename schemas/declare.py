@@ -198,7 +198,9 @@ def _field(stream: str, tree: Any) -> Field:
     _require(isinstance(tree, dict) and isinstance(tree.get("name"), str), f"{stream}: a field has no name")
     where = f"{stream}.{tree['name']}"
     _require(bool(NAME.fullmatch(tree["name"])), f"{where}: lower case letters, digits and _ only")
-    _require(tree["name"] not in ("host", "boot", "seq", "sample_rate", "rows"), f"{where}: is in every envelope")
+    _require(
+        tree["name"] not in ("host", "boot", "seq", "sample_rate", "rows"), f"{where}: is in every envelope"
+    )
     _unknown(tree, FIELD_KEYS, where)
     _check_annotations(where, tree)
     c = _c_type(where, tree["c.type"]) if "c.type" in tree else None

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import click
-import pytest
 
 from schemas import declare, docs
 from schemas.config import settings
@@ -89,7 +88,6 @@ def block(page: str, language: str) -> str:
     found = re.search(rf"```{language}\n(.*?)```", PAGES[ROOT / "docs" / page], re.DOTALL)
     assert found
     return found[1]
-
 
 
 def test_the_probe_of_the_guide_works_as_it_stands() -> None:

@@ -221,7 +221,9 @@ def judge(place: Place, load: Load, trouble: Trouble) -> None:
         (f"host{number}", load.rows[number], load.rows[number], load.rows[number] - 1, load.seqs[number])
         for number in range(PARTITIONS)
     ]
-    query = "SELECT host, count(), uniqExact(id), max(id), uniqExact(seq) FROM DB.numbers GROUP BY 1 ORDER BY 1"
+    query = (
+        "SELECT host, count(), uniqExact(id), max(id), uniqExact(seq) FROM DB.numbers GROUP BY 1 ORDER BY 1"
+    )
     total = sum(load.rows)
     try:
         eventually(lambda: place.count(STREAM) >= total, seconds=60)

@@ -74,7 +74,9 @@ def test_days_become_inserts_of_their_own(place: Place) -> None:
     sender = started(place)
     day = 86_400_000_000
     midnight = time.time_ns() // 1000 // day * day
-    sender.send(TOPIC, [batch(STREAM, 3 * n, 3, n, ts=midnight + np.array([-1, 0, -day - 1])) for n in range(7)])
+    sender.send(
+        TOPIC, [batch(STREAM, 3 * n, 3, n, ts=midnight + np.array([-1, 0, -day - 1])) for n in range(7)]
+    )
     place.settings["flush_ms"] = 1_000
     sink = place.sink()
     eventually(lambda: place.once(STREAM, 21))
@@ -134,7 +136,7 @@ def test_what_had_landed_before_the_crash_is_not_repeated(place: Place) -> None:
 
 
 def test_a_metadata_round_trip() -> None:
-    dead = {offset: "unreadable" for offset in (5, 6, 7, 9)} | {8: "rejected"}
+    dead = dict.fromkeys((5, 6, 7, 9), "unreadable") | {8: "rejected"}
     intent = Intent(20, dead, frozenset({"2026-01-01:00"}))
     assert read(5, intent.write(5)) == intent
     assert read(5, "") is None and read(5, None) is None and read(20, Intent(20).write(20)) is None
