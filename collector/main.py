@@ -55,7 +55,12 @@ def _ship(config: Config) -> int:
 
     agent.resolve = settle
     _follow_desired_state(agent)
-    code = _run(agent, desk.start)
+
+    def begin() -> None:
+        shipper.open()
+        desk.start()
+
+    code = _run(agent, begin)
     desk.stop()
     state.sequences.close()
     return code

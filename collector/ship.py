@@ -26,6 +26,7 @@ from schemas import topics, wire
 from schemas.columns import Column, Dictionary
 from schemas.config import Config, kafka_options
 from schemas.declare import Stream
+from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
 WINDOW_BYTES = 4 << 20
@@ -34,8 +35,6 @@ STALL_S = 1.0
 MESSAGE_BYTES = 900_000  # Kafka's default bound is 1,048,588 with all overheads
 DRAIN_BATCHES = 64  # from the spool at a time, between two looks at the rings
 PRODUCER = {
-    "enable.idempotence": True,
-    "message.timeout.ms": 0,  # never: a message given up might still be delivered
     "compression.type": "zstd",
     "partitioner": "murmur2_random",  # as Java's: a host's batches of a stream stay in one partition
     "linger.ms": 5,
@@ -45,7 +44,12 @@ PRODUCER = {
     "reconnect.backoff.max.ms": 1000,
     "socket.keepalive.enable": True,
     "log_level": 0,
-}  # fmt: skip
+}
+# What no setting may change: without these a batch could be in Kafka twice.
+GUARANTEE = {
+    "enable.idempotence": True,
+    "message.timeout.ms": 0,  # never: a message given up might still be delivered
+}
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,7 @@ class Shipper:
         from confluent_kafka import KafkaException
 
         if self._producer is None:
-            self._producer = self._make_producer()
+            self.open()
         self._token += 1
         label, size = record.label, len(record.message)
         self._check_gap(label)
@@ -206,13 +210,15 @@ class Shipper:
             self._lose(label._replace(seq=wanted, rows=0), Reason.BROKEN, last=label.seq - 1)
         self._handed[key] = label.seq + 1
 
-    def _make_producer(self) -> Any:
-        from confluent_kafka import Producer
+    def open(self) -> None:
+        """Make the producer. Raises :class:`BpfleetError` for settings that librdkafka does not know."""
+        from confluent_kafka import KafkaException, Producer
 
-        options = kafka_options(self._config.kafka)
-        return Producer(
-            {**PRODUCER, **options, "error_cb": self._error, "client.id": f"bpfleet-{self._host}"}
-        )
+        own = {"error_cb": self._error, "client.id": f"bpfleet-{self._host}"}
+        try:
+            self._producer = Producer({**PRODUCER, **kafka_options(self._config.kafka), **GUARANTEE, **own})
+        except KafkaException as error:
+            raise BpfleetError(f"kafka.options: {error.args[0].str()}; see librdkafka's settings") from None
 
     def _land(self, token: int) -> Label:
         flight = self._flying.pop(token)

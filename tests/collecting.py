@@ -112,9 +112,10 @@ class CollectorProcess:
         self.log = directory / "collector.log"
         self.config = directory / "bpfleet.yaml"
         self.process: subprocess.Popen[bytes] | None = None
+        options = collector.pop("kafka", {})
         settings = {"metrics_port": 0, "spool_mb": 16, **collector}
         tree: dict[str, Any] = {"host": host, "state_dir": str(directory), "collector": settings}
-        tree["kafka"] = {"servers": servers}
+        tree["kafka"] = {"servers": servers, "options": options}
         self.config.write_text(yaml.safe_dump(tree))
 
     def start(

@@ -49,6 +49,24 @@ def brief_cgroups(parent: Path, count: int, prefix: str = "brief") -> set[str]:
     return {f"/{parent.name}/{prefix}-{number}.service" for number in range(count)}
 
 
+def connect_from(cgroup: Path) -> int:
+    """A connection by a process of a cgroup that is gone right after; its local port."""
+    cgroup.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        child = os.fork()
+        if not child:
+            try:
+                (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+                socket.create_connection(server.getsockname()).close()
+            finally:
+                os._exit(0)
+        accepted, peer = server.accept()
+        accepted.close()
+        os.waitpid(child, 0)
+    cgroup.rmdir()
+    return int(peer[1])
+
+
 def journal(directory: Path) -> list[object]:
     """Losses not yet declared."""
     file = directory / "collector/losses.json"
@@ -86,6 +104,7 @@ def test_known_workloads_arrive_and_the_books_balance(
     one.start()
     paths = brief_cgroups(parent, 23)
     ports = {port for pair in connections(23) for port in pair}
+    gone = {connect_from(parent / f"docker-{number:064x}.scope"): f"{number:064x}" for number in range(5)}
     time.sleep(1.5)
     assert "bpfleet_stream_made_total" in one.metrics(port)
     started = time.monotonic()
@@ -102,6 +121,10 @@ def test_known_workloads_arrive_and_the_books_balance(
     flows = rows(read_topic(kafka.servers, "tcp_flow", "works"))
     mine = [row for row in flows if {value for value in row.values() if isinstance(value, int)} & ports]
     assert len(mine) >= 23
+
+    by_port = {row["local_port"]: row["cgroup"] for row in flows}
+    for port, container in gone.items():
+        assert known[by_port[port]]["container"] == container, "named although it was gone when it was read"
 
     (first, *_) = rows(read_topic(kafka.servers, "host", "works"))
     assert first["kernel"] == os.uname().release and json.loads(first["labels"]) == {"rack": "r1"}
@@ -271,6 +294,7 @@ def test_rows_on_standard_output(tmp_path: Path, parent: Path, collectors: list[
     [
         ({"probes": ["nope"]}, (), "no probe is called `nope`"),
         ({"probes": ["cgroup"], "metrics_port": -1}, (), "metrics_port"),
+        ({"probes": ["cgroup"], "kafka": {"no.such": "x"}}, (), 'No such configuration property: "no.such"'),
         ({"probes": ["cgroup"]}, ("--probe", "tcp_flow", "--probe", "!tcp_*"), "no probe is chosen"),
     ],
 )
