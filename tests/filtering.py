@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from hypothesis import strategies as st
 from scapy.all import ARP, ICMP, IP, TCP, UDP, Dot1AD, Dot1Q, Ether, ICMPv6EchoRequest, IPv6, Raw
+from scapy.layers.inet import IPOption
 from scapy.layers.inet6 import IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
 
 from collector import bpf_sys
@@ -23,6 +24,8 @@ logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
 SCRATCH_BYTES = 8 + 512
 SOURCES = ["10.1.2.3", "10.1.2.4", "192.0.2.7", "198.51.100.9"]
 SOURCES6 = ["2001:db8::1", "2001:db8:1::7", "fe80::9"]
+NETS = ["10.1.0.0/16", "192.0.2.0/24", "0.0.0.0/1", "2001:db8::/32", "2001:db8:1::/52"]
+NOP = IPOption(b"\x01")  # an IPv4 option of one byte
 PORTS = [53, 80, 123, 443, 1900, 11211, 40000]
 
 
@@ -119,11 +122,8 @@ def _packet(dice: random.Random):
         ip = IP(
             src=dice.choice(SOURCES), dst=dice.choice(SOURCES), ttl=dice.choice([1, 32, 64, 255]),
             flags=dice.choice([0, 0, 0, 1, 2]), frag=dice.choice([0, 0, 0, 0, 3]), tos=dice.choice([0, 184]),
-            id=dice.randrange(65536), options=dice.choice([[], [], [], b"\x01" * dice.choice([4, 8, 40])]) or
-            [],
+            id=dice.randrange(65536), options=dice.choice([[], [], [], [NOP] * 4, [NOP] * 40]),
         )  # fmt: skip
-        if isinstance(ip.options, bytes):
-            ip.options = []
     else:
         ip = IPv6(src=dice.choice(SOURCES6), dst=dice.choice(SOURCES6), hlim=dice.choice([1, 64, 255]))
         if dice.random() < 0.2:
@@ -185,18 +185,19 @@ def _primitives() -> st.SearchStrategy[str]:
     return st.one_of(
         st.sampled_from([
             "ip", "ip6", "arp", "tcp", "udp", "icmp", "icmp6", "broadcast", "multicast", "ip multicast",
-            "ip proto 17", "ip6 proto 6", "ether proto 0x88a8", "ip[6:2] & 0x1fff != 0", "ip[6:2] & 0x3fff =
-            0", "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn", "tcp[tcpflags] & tcp-rst != 0", "sctp", "igmp",
-            "esp", "ether host 02:00:00:00:00:02", "ether dst ff:ff:ff:ff:ff:ff", "icmp[icmptype] =
-            icmp-echo", "",
+            "ip proto 17", "ip6 proto 6", "ether proto 0x88a8", "ip[6:2] & 0x1fff != 0",
+            "ip[6:2] & 0x3fff = 0",
+            "tcp[tcpflags] & (tcp-syn|tcp-ack) = tcp-syn", "tcp[tcpflags] & tcp-rst != 0", "sctp",
+            "igmp", "esp",
+            "ether host 02:00:00:00:00:02", "ether dst ff:ff:ff:ff:ff:ff", "icmp[icmptype] = icmp-echo", "",
         ]),
         st.builds(lambda w, a: f"{w}host {a}", way, st.sampled_from(SOURCES + SOURCES6)),
-        st.builds(lambda w, a: f"{w}net {a}", way, st.sampled_from(["10.1.0.0/16", "192.0.2.0/24",
-        "0.0.0.0/1", "2001:db8::/32", "2001:db8:1::/52"])), st.builds(lambda p, w, n: f"{p}{w}port {n}",
-        st.sampled_from(["", "tcp ", "udp "]), way, port), st.builds(lambda w, a, b: f"{w}portrange {min(a,
-        b)}-{max(a, b)}", way, port, port), st.builds(lambda w, n: f"{w} {n}", st.sampled_from(["greater",
-        "less"]), st.integers(0, 1500)), st.builds(lambda s, n: f"len {s} {n}", st.sampled_from(["<", ">",
-        "=", "<=", ">="]), st.integers(10, 1400)), _relations(),
+        st.builds(lambda w, a: f"{w}net {a}", way, st.sampled_from(NETS)),
+        st.builds(lambda p, w, n: f"{p}{w}port {n}", st.sampled_from(["", "tcp ", "udp "]), way, port),
+        st.builds(lambda w, a, b: f"{w}portrange {min(a, b)}-{max(a, b)}", way, port, port),
+        st.builds(lambda w, n: f"{w} {n}", st.sampled_from(["greater", "less"]), st.integers(0, 1500)),
+        st.builds(lambda s, n: f"len {s} {n}", st.sampled_from(["<", ">", "=", ">="]), st.integers(10, 1400)),
+        _relations(),
     )  # fmt: skip
 
 

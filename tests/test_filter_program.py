@@ -143,7 +143,8 @@ def test_allow_list_comes_first(bench: Bench) -> None:
     assert bench.send(udp("198.51.100.77")) == PASS
     assert bench.send(udp("198.51.101.77")) == DROP
     pairs = (("2001:db8:7::1", "fe80::1"), ("fe80::1", "2001:db8:7::9"), ("fe80::1", "2001:db8:8::9"))
-    six = [bytes(HEAD / IPv6(src=a, dst=b) / UDP() / Raw(b"x" * 9)) for a, b in pairs]
+    six = [bytes(HEAD / IPv6(src=a, dst=b) / UDP() / Raw(b"x" * 9)) for a, b in
+           pairs]  # fmt: skip
     assert [bench.send(each) for each in six] == [PASS, PASS, DROP]
     assert bench.host.allowed() == 3
     assert bench.count("all", "drop") == 2  # what is allowed was never matched
@@ -170,7 +171,7 @@ def test_sets_agree_with_a_plain_search(bench: Bench) -> None:
     dice = random.Random(5)
     lists = {
         name: [
-            f"{dice.choice([10, 11, 192])}.{dice.randrange(4)}.{dice.randrange(256)}.{dice.randrange(256)}/{bits}"
+            f"{dice.choice([10, 11])}.{dice.randrange(4)}.{dice.randrange(256)}.{dice.randrange(256)}/{bits}"
             for bits in dice.choices([16, 18, 23, 24, 29, 32], weights=[1, 2, 20, 50, 50, 90], k=500)
         ]
         for name in ("one", "two")
@@ -295,8 +296,8 @@ def test_weights_estimate_the_truth_and_a_flood_costs_no_more(bench: Bench) -> N
 
 
 def test_random_bytes_never_abort(bench: Bench) -> None:
-    bench.apply(rule("a", "udp", mode="shadow"), rule("b", "src in @x or tcp"), rule("c", "ip6", action="limit
-    5 pps per source /32"),
+    limited = rule("c", "ip6", action="limit 5 pps per source /32")
+    bench.apply(rule("a", "udp", mode="shadow"), rule("b", "src in @x or tcp"), limited,
                 allow=("10.1.2.4",), x=["192.0.2.0/24", "2001:db8::/32"])  # fmt: skip
     dice = random.Random(11)
     for frame in frames(dice, 1500):

@@ -8,8 +8,7 @@
     scope: {labels: {site: fra}, interfaces: [eth0]}
 
 Rules are tried in their order: the first that is enforced and drops or passes decides. A rule of the table
-kind has ``fields`` instead of ``match``: masked fields, ranges and sets, matched from maps without any
-compilation.
+kind has ``fields`` instead of ``match``: masked fields, ranges and sets (collector.filter.fields).
 """
 
 import re
@@ -139,8 +138,7 @@ def action(rule: Rule) -> tuple[Action, Limit | None]:
     found = _LIMIT.fullmatch(text)
     if not found:
         raise UsageError(
-            f"rule {rule.id}: action `{rule.action}` is not drop, pass, sample or `limit N pps per source
-            /32`"
+            f"rule {rule.id}: `{rule.action}` is not drop, pass, sample or `limit N pps per source /32`"
         )
     rate, bits = int(found[1]), int(found[2])
     if bits not in (24, 32) or not 0 < rate <= 1_000_000:

@@ -42,8 +42,6 @@ def main() -> None:
     """Answer with JSON; a failure is ``error``, in one line."""
     os.environ["BCC_KERNEL_SOURCE"] = str(source.ROOT / "kernel")
     try:
-        import bcc  # noqa: F401
-
         answer = compile_skeleton(sys.stdin.read())
     except ImportError:
         answer = {"error": NO_BCC}

@@ -11,7 +11,7 @@ from collector.filter.pcap import Instruction
 from schemas.errors import UsageError
 
 PLACEHOLDER = 0x40000000  # a byte loaded from here stands for the flag of that number
-ANCILLARY = 0xFFFFF000  # what is loaded from here is not of the frame (linux/filter.h)
+ANCILLARY = (0xFFFFF004, 0xFFFFF008)  # packet type and interface of a socket filter (linux/filter.h)
 MAX_INSTRUCTIONS = 900
 MAX_NODES = 20_000
 
@@ -104,7 +104,7 @@ class Machine:
         if mode == 0x20:
             if PLACEHOLDER <= each.k < PLACEHOLDER + len(self.flags):
                 return self.flags[each.k - PLACEHOLDER]
-            if each.k >= ANCILLARY:
+            if each.k in ANCILLARY:
                 raise UsageError(
                     "`inbound`, `outbound` and `ifname` are not supported; give the rule a scope"
                 )
