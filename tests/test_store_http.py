@@ -382,6 +382,16 @@ def test_pieces_make_one_document(store: StoreProcess, form: str) -> None:
         assert table.column(0).to_pylist() == list(range(count))
 
 
+def test_a_failed_query_leaves_nothing_for_the_next(store: StoreProcess) -> None:
+    for form in ("JSON", "Pretty", "XML", "TSV", "Parquet"):
+        failing = f"SELECT number, throwIf(number = 200000) FROM numbers(300000) FORMAT {form}"
+        send(store, failing)
+        send(store, failing, session_id="leftover")
+        for _ in range(3):
+            assert send(store, "SELECT 1")[2] == b"1\n"
+            assert send(store, "SELECT 1", session_id="leftover")[2] == b"1\n"
+
+
 def test_quote_in_names(store: StoreProcess) -> None:
     send(store, "CREATE DATABASE `it's ``odd`")
     assert send(store, "SELECT currentDatabase() = 'it\\'s `odd'", database="it's `odd")[2] == b"1\n"

@@ -43,7 +43,15 @@ class Connection:
         try:
             return self.raw.query(text, form, params=dict(params or {}))
         except RuntimeError as error:
+            self.forget()
             raise from_engine(error) from None
+
+    def forget(self) -> None:
+        """After a failed query: the engine would begin the next answer with what this one had written."""
+        try:
+            self.raw.query("SELECT 1", "Null")
+        except RuntimeError:
+            self.pristine = False  # whoever comes next gets another connection
 
     def row(self, text: str) -> list[str]:
         """The first row's columns, as text."""

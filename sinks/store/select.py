@@ -72,6 +72,7 @@ def _fetch(connection: Connection, stream: Any) -> Any:
     try:
         return connection.raw.streaming_fetch_result(stream)
     except RuntimeError as error:
+        connection.forget()
         raise from_engine(error) from None
 
 
