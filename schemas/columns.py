@@ -1,10 +1,11 @@
-"""A column on the wire: all values of one field, packed little-endian, bytes of equal weight together.
+"""A column on the wire: all values of one field, packed little-endian.
 
 The packing is named by the column's Avro type, so that it is part of the schema's fingerprint:
-``u32`` is 32-bit unsigned; ``u8x16`` 16 bytes a row; ``i64_delta`` differences, the first against zero;
-``dictionary`` is distinct strings and a ``u32`` index a row. Bytes are transposed (all lowest bytes first,
-then the next): counters and lengths are mostly zeros above, and zeros next to each other compress to nothing.
-Measured against standard Avro arrays in docs/decisions/0001-packed-columns.md.
+``u16`` is 16-bit unsigned; ``u8x16`` 16 bytes a row; ``i64_delta`` differences, the first against zero;
+``dictionary`` is distinct strings and an index a row, of 1, 2 or 4 bytes by how many strings there are.
+Numbers of 32 and 64 bits, one a row, are transposed (all lowest bytes first, then the next): counters are
+mostly zeros above, and zeros next to each other compress to nothing. All else lies as in memory.
+Measured against standard Avro arrays, and column by column, in docs/decisions/0001-packed-columns.md.
 """
 
 import re
@@ -31,7 +32,7 @@ class Dictionary:
     """Strings of few distinct values: row i reads ``values[index[i]]``."""
 
     values: list[str]
-    index: NDArray[np.uint32]
+    index: NDArray[np.unsignedinteger[Any]]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -56,6 +57,11 @@ class Packing:
     def shape(self, rows: int) -> tuple[int, ...]:
         """Shape of the array that holds ``rows`` rows."""
         return (rows,) if self.width is None else (rows, self.width)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether bytes of equal weight lie together."""
+        return self.width is None and self.dtype.itemsize >= 4
 
     @property
     def row_bytes(self) -> int:
@@ -91,7 +97,7 @@ def pack(values: NDArray[Any], how: Packing) -> bytes:
     array = np.ascontiguousarray(values, dtype=how.dtype)
     if how.delta:
         array = np.diff(array, axis=0, prepend=array.dtype.type(0))
-    if how.row_bytes == 1:
+    if not how.transposed:
         return array.tobytes()
     return array.view(np.uint8).reshape(len(values), how.row_bytes).T.tobytes()
 
@@ -103,7 +109,7 @@ def unpack(data: bytes, how: Packing, rows: int) -> NDArray[Any]:
             f"column of {len(data)} bytes where {rows} rows of {how.name} take {rows * how.row_bytes}"
         )
     planes = np.frombuffer(data, np.uint8)
-    if how.row_bytes > 1:
+    if how.transposed:
         planes = _interleave(planes.reshape(how.row_bytes, rows))
     array = planes.view(how.dtype).reshape(how.shape(rows))
     return np.cumsum(array, axis=0, dtype=how.dtype) if how.delta else array
@@ -118,3 +124,20 @@ def _interleave(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for weight in used:
         rows[:, weight] = planes[weight]
     return rows
+
+
+def pack_index(index: NDArray[np.unsignedinteger[Any]], values: int) -> bytes:
+    """A dictionary's index, as narrow as ``values`` distinct strings allow."""
+    size = 1 if values <= 1 << 8 else 2 if values <= 1 << 16 else 4
+    return index.astype(f"<u{size}").tobytes()
+
+
+def unpack_index(data: bytes, values: int, rows: int) -> NDArray[np.unsignedinteger[Any]]:
+    """The inverse of :func:`pack_index`; the length tells the width. Raises :class:`InvalidBatch`."""
+    size = len(data) // rows
+    if size not in (1, 2, 4) or len(data) != rows * size:
+        raise InvalidBatch(f"dictionary index of {len(data)} bytes for {rows} rows")
+    index: NDArray[np.unsignedinteger[Any]] = np.frombuffer(data, f"<u{size}")
+    if int(index.max()) >= values:
+        raise InvalidBatch("a dictionary index points past its values")
+    return index

@@ -15,7 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from schemas.columns import Column, Dictionary, InvalidBatch, Packing, pack, packing, packing_name, unpack
+from schemas.columns import (
+    Column,
+    Dictionary,
+    InvalidBatch,
+    Packing,
+    pack,
+    pack_index,
+    packing,
+    packing_name,
+    unpack,
+    unpack_index,
+)
 from schemas.declare import Field, Stream
 
 MARKER = b"\xc3\x01"
@@ -164,14 +175,10 @@ def encode(stream: Stream, envelope: Envelope, columns: Mapping[str, Column]) ->
     return b"".join(parts)
 
 
-INDEX = packing("u32")
-
-
 def _dictionary(column: Dictionary) -> list[bytes]:
     values = [_bytes(each.encode("utf-8", "replace")) for each in column.values]
     blocks = [_long(len(values)), *values] if values else []
-    assert INDEX is not None
-    return [*blocks, b"\0", _bytes(pack(column.index, INDEX))]
+    return [*blocks, b"\0", _bytes(pack_index(column.index, len(values)))]
 
 
 # ── Decoding ─────────────────────────────────────────────────────────────────────────────────────
@@ -264,8 +271,5 @@ def _column(kind: str, value: Any, rows: int) -> Column:
     how = packing(kind)
     if how is not None:
         return unpack(value["data"], how, rows)
-    assert INDEX is not None
-    index = unpack(value["data"], INDEX, rows)
-    if int(index.max()) >= len(value["values"]):
-        raise InvalidBatch("a dictionary index points past its values")
+    index = unpack_index(value["data"], len(value["values"]), rows)
     return Dictionary(value["values"], index)

@@ -17,7 +17,7 @@ from sinking import TIME
 from test_wire import WIDE, column_of
 
 from schemas import ddl, declare, wire
-from schemas.columns import Dictionary, packing, unpack
+from schemas.columns import Dictionary, packing, unpack, unpack_index
 from schemas.config import Clickhouse
 from schemas.declare import Stream
 from schemas.errors import UsageError
@@ -82,7 +82,7 @@ def oracle(stream: Stream, message: bytes) -> list[dict[str, Any]]:
         kind = field["type"] if isinstance(field["type"], str) else field["type"]["name"]
         how, sent = packing(kind.removeprefix("bpfleet.column.")), record[field["name"]]
         if how is None:
-            index = unpack(sent["data"], packing("u32"), rows)  # type: ignore[arg-type]
+            index = unpack_index(sent["data"], len(sent["values"]), rows)
             columns[field["name"]] = [sent["values"][each] for each in index]
         else:
             array = unpack(sent["data"], how, rows)
