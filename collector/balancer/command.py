@@ -224,3 +224,21 @@ def explain(ctx: click.Context, flow: str) -> None:
     with _open(ctx) as state:
         found = view.explain(state, parsed)
     click.echo("\n".join(view.lines(parsed, found)))
+
+
+@lb.command()
+@click.pass_context
+def watch(ctx: click.Context) -> None:
+    """Check the health of reals until interrupted; print each transition as a line of JSON."""
+    import dataclasses
+
+    from collector import xdp
+    from collector.balancer import health
+
+    loaded, instance = ctx.obj
+    _open(ctx).__exit__(None, None, None)
+
+    def report(transition: health.Transition) -> None:
+        click.echo(json.dumps(dataclasses.asdict(transition)))
+
+    health.run(loaded or settings.load(), xdp.PINS / instance, report)

@@ -26,6 +26,7 @@ from collector.balancer.ledger import Ledger
 from collector.balancer.maglev import Array
 from collector.balancer.model import Balancer, Real, Vip
 from collector.bpf_map import Map, possible_cpus
+from schemas.errors import BpfleetError
 
 HEADER_BYTES = {("ipip", 4): 20, ("ipip", 6): 40, ("gue", 4): 28, ("gue", 6): 48}
 _NEVER = 0xFFFFFFFF
@@ -33,10 +34,15 @@ _REFILL_TICKS = 16
 
 
 class Hops:
-    """The next hops of a configuration's reals, each asked for once."""
+    """The next hops of a configuration's reals, each asked for once.
 
-    def __init__(self, balancer: Balancer) -> None:
+    ``known`` has the hops in force by real: they count where nobody answers now, and with ``trust`` at once.
+    """
+
+    def __init__(self, balancer: Balancer, known: dict[str, next_hop.Hop], *, trust: bool) -> None:
         self._balancer = balancer
+        self._known = known
+        self._trust = trust
         self._found: dict[tuple[str, str | None], next_hop.Hop] = {}
 
     def resolve(self) -> None:
@@ -55,15 +61,38 @@ class Hops:
             elif mac:
                 self._found[key] = next_hop.Hop("", 0, next_hop.mac_bytes(mac) + bytes(6))
             else:
-                self._found[key] = next_hop.find(real.address)
+                self._found[key] = self._ask(real.address)
         return self._found[key]
 
+    def _ask(self, address: str) -> next_hop.Hop:
+        if self._trust and address in self._known:
+            return self._known[address]
+        try:
+            return next_hop.find(address)
+        except BpfleetError:
+            if address not in self._known:
+                raise
+            return self._known[address]
 
-def backend(balancer: Balancer, vip: Vip, real: Real, hops: Hops) -> bytes:
-    """``struct lb_backend`` of a real of a VIP."""
+
+def known_hops(plane: Dataplane, ledger: Ledger) -> dict[str, next_hop.Hop]:
+    """The hop of each real that has a backend, from the map."""
+    backends = plane.read_backends()
+    hops = {}
+    for number, (_, address) in ledger.names().items():
+        one = backends[number]
+        if one["mtu"]:
+            index = int(one["ifindex"])
+            elsewhere = int(one["flags"]) & FLAGS["BACKEND_REDIRECT"]
+            hops[address] = next_hop.Hop(f"#{index}" if elsewhere else "", index, one["macs"].tobytes())
+    return hops
+
+
+def backend(balancer: Balancer, vip: Vip, real: Real, hops: Hops, *, live: bool) -> bytes:
+    """``struct lb_backend`` of a real of a VIP; ``live``: its flows go on."""
     address = ipaddress.ip_address(real.address)
     hop = hops.of(real)
-    flags = FLAGS["BACKEND_LIVE"]
+    flags = FLAGS["BACKEND_LIVE"] if live else 0
     flags |= FLAGS["BACKEND_IPV6"] if address.version == 6 else 0
     flags |= FLAGS["BACKEND_GUE"] if vip.encapsulation == "gue" else 0
     flags |= FLAGS["BACKEND_REDIRECT"] if hop.interface not in ("", *balancer.interfaces) else 0

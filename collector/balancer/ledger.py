@@ -55,6 +55,7 @@ class Ledger(Struct):
     vips: Numbers = field(default_factory=Numbers)
     backends: Numbers = field(default_factory=Numbers)
     rings: dict[str, str] = {}
+    down: list[str] = []  # backend_name of reals whose checks fail
 
     def backend(self, vip: str, address: str) -> int:
         """The number of a real of a VIP."""

@@ -38,6 +38,19 @@ class Real(Struct, forbid_unknown_fields=True, frozen=True):
         return 0 if self.drain else self.weight
 
 
+class Check(Struct, forbid_unknown_fields=True, frozen=True):
+    """How the reals of a VIP are asked whether they are well, over the path that carries data."""
+
+    kind: Literal["tcp", "http"] = "tcp"
+    port: Port = 0  # 0: the VIP's
+    path: str = "/"  # http: a status below 400 is well
+    host: str = ""  # http: the name asked for, the VIP's address by default
+    interval_seconds: Annotated[float, Meta(ge=0.05, le=3600)] = 2
+    timeout_seconds: Annotated[float, Meta(ge=0.05, le=60)] = 1
+    rise: Positive = 2  # successes in a row that bring a real back
+    fall: Positive = 3  # failures in a row that take it out
+
+
 class Vip(Struct, forbid_unknown_fields=True, frozen=True):
     """An address (or prefix), a port (0: any) and a protocol, and who serves them."""
 
@@ -53,6 +66,7 @@ class Vip(Struct, forbid_unknown_fields=True, frozen=True):
     sample: Annotated[int, Meta(ge=0, le=1 << 24)] = 0  # a flow record every so many packets; 0: none
     idle_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 300  # then a silent flow is forgotten
     udp_idle_seconds: Annotated[float, Meta(gt=0, le=3_600)] = 30
+    check: Check | None = None  # none: every real counts as well
 
     @property
     def network(self) -> Network:
@@ -171,6 +185,10 @@ def _check_vip(name: str, vip: Vip) -> None:
         )
     if vip.sample & (vip.sample - 1):
         raise ValueError(f"VIP {name}: sample {vip.sample} is not a power of two")
+    if vip.check and not (vip.check.port or vip.port):
+        raise ValueError(f"VIP {name}: check needs a port, because the VIP takes any")
+    if vip.check and vip.is_prefix:
+        raise ValueError(f"VIP {name}: a prefix cannot be checked; check a VIP of one address")
     _check_routes(name, vip, set(addresses))
 
 

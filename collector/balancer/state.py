@@ -13,17 +13,19 @@ import copy
 import fcntl
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import numpy as np
 
 from collector import xdp
-from collector.balancer import dataplane, encode, ledger, model, ring
+from collector.balancer import checks, dataplane, encode, ledger, model, ring
 from collector.balancer.dataplane import Dataplane, u32
+from collector.balancer.layout import FLAGS
 from collector.balancer.ledger import Ledger
-from collector.balancer.maglev import Array
 from collector.balancer.model import Balancer, Vip
 from schemas.config import Config
 from schemas.errors import BpfleetError
@@ -68,66 +70,93 @@ class State:
         return model.parse(self.ledger.applied)
 
     def apply(self, balancer: Balancer) -> None:
-        """Put ``balancer`` in force, and the program on its interfaces."""
+        """Put ``balancer`` in force, the program on its interfaces. Refuses before it changes anything."""
         for interface in balancer.interfaces:
             xdp.interface_index(interface)
-        hops = encode.Hops(balancer)
+        self._apply(balancer, self.ledger.down, trust_hops=False)
+
+    def set_down(self, down: Iterable[str]) -> None:
+        """Take these reals (``backend_name``) out of their rings, and no others."""
+        self._apply(self.applied, sorted(down), trust_hops=True)
+
+    def _apply(self, balancer: Balancer, down: list[str], *, trust_hops: bool) -> None:
+        hops = encode.Hops(balancer, encode.known_hops(self.plane, self.ledger), trust=trust_hops)
         hops.resolve()
         now = time.time()
         following = copy.deepcopy(self.ledger)
         following.assign(balancer, now)
-        for (
-            interface
-        ) in balancer.interfaces:  # the last thing that may refuse; harmless where VIPs are unknown
+        for interface in balancer.interfaces:  # the last to refuse; harmless while VIPs are unknown
             self.plane.attach(interface, balancer.mode)
-        following.applied = model.dump(balancer)
-        before, self.ledger = self.applied, following
+        before, following.applied = self.applied, model.dump(balancer)
+        self.ledger = following
+        self.ledger.down = [name for name in down if name in self.ledger.backends.taken]
         ledger.write(self.ledger, self.file)
-        self._write_backends(balancer, hops)
-        wanted = {name: self._wanted(name, vip) for name, vip in balancer.vips.items()}
-        fresh = [name for name in wanted if self.plane.maps["lb_rings"].lookup(u32(self._vip(name))) is None]
-        for name in fresh:
-            self.plane.write_ring(self._vip(name), ring.steady(self._slots(name, balancer.vips[name])))
-            self.ledger.rings[name] = wanted[name]
-        changed = [name for name in wanted if self.ledger.rings.get(name) != wanted[name]]
-        encode.write_vips(self.plane, self.ledger, balancer, changed)
-        for name in changed:
-            self._change_ring(name, balancer.vips[name])
-            self.ledger.rings[name] = wanted[name]
+        up = {name: self._up(name, vip) for name, vip in balancer.vips.items()}
+        self._write_backends(balancer, up, hops)
+        self._write_rings(balancer, up)
         self._forget([*before.vips.values(), *balancer.vips.values()], balancer, now)
         ledger.write(self.ledger, self.file)
         for interface in set(self.plane.interfaces()) - set(balancer.interfaces):
             self.plane.detach(interface)
 
+    def _write_rings(self, balancer: Balancer, up: dict[str, Vip]) -> None:
+        """New rings, the table of VIPs, and then the rings that change."""
+        wanted = {name: encode.ring_digest(vip, self._numbers(name, vip)) for name, vip in up.items()}
+        rings = self.plane.maps["lb_rings"]
+        for name in [name for name in wanted if rings.lookup(u32(self._vip(name))) is None]:
+            slots = encode.slots(up[name], self._numbers(name, up[name]))
+            self.plane.write_ring(self._vip(name), ring.steady(slots))
+            self.ledger.rings[name] = wanted[name]
+        changed = [name for name in wanted if self.ledger.rings.get(name) != wanted[name]]
+        encode.write_vips(self.plane, self.ledger, balancer, changed)
+        for name in changed:
+            self._change_ring(name, up[name])
+            self.ledger.rings[name] = wanted[name]
+
     def _vip(self, name: str) -> int:
         return self.ledger.vips.taken[name]
 
-    def _wanted(self, name: str, vip: Vip) -> str:
-        return encode.ring_digest(vip, [self.ledger.backend(name, real.address) for real in vip.reals])
+    def _numbers(self, name: str, vip: Vip) -> list[int]:
+        return [self.ledger.backend(name, real.address) for real in vip.reals]
 
-    def _slots(self, name: str, vip: Vip) -> Array:
-        return encode.slots(vip, [self.ledger.backend(name, real.address) for real in vip.reals])
+    def is_down(self, name: str, address: str) -> bool:
+        """Whether that real's checks fail."""
+        return ledger.backend_name(name, address) in self.ledger.down
 
-    def _write_backends(self, balancer: Balancer, hops: encode.Hops) -> None:
+    def _up(self, name: str, vip: Vip) -> Vip:
+        """The VIP without the weight of reals that are down; with all of it if none would be left."""
+        reals = [
+            msgspec.structs.replace(real, weight=0) if self.is_down(name, real.address) else real
+            for real in vip.reals
+        ]
+        return msgspec.structs.replace(vip, reals=reals) if any(real.wanted for real in reals) else vip
+
+    def _write_backends(self, balancer: Balancer, up: dict[str, Vip], hops: encode.Hops) -> None:
         table = self.plane.maps["lb_backends"]
-        for name, vip in balancer.vips.items():
+        for name, vip in up.items():
+            spared = vip is balancer.vips[name]  # none is down, or all are
             for real in vip.reals:
                 key = u32(self.ledger.backend(name, real.address))
-                value = encode.backend(balancer, vip, real, hops)
+                live = spared or not self.is_down(name, real.address)
+                value = encode.backend(balancer, vip, real, hops, live=live)
                 if table.lookup(key) != value:
                     table.update(key, value)
 
     def _change_ring(self, name: str, vip: Vip) -> None:
-        number, slots = self._vip(name), self._slots(name, vip)
+        number = self._vip(name)
+        slots = encode.slots(vip, self._numbers(name, vip))
         old = self.plane.read_ring(number)
         assert old is not None
         if vip.untracked:
             self.plane.write_ring(number, ring.steady(slots))
             return
         live = np.zeros(1 << 16, bool)
-        live[[self.ledger.backend(name, real.address) for real in vip.reals]] = True
+        backends = self.plane.read_backends()
+        live[: len(backends)] = backends["flags"] & FLAGS["BACKEND_LIVE"] != 0
+        own = np.zeros_like(live)  # a backend of the VIP's that is about to go is none any more
+        own[self._numbers(name, vip)] = True
         keep = ring.ticks(vip.idle_seconds + (vip.udp_idle_seconds if vip.protocol == "udp" else 0))
-        self.plane.write_ring(number, ring.transition(old, slots, live, ring.now_ticks(), keep))
+        self.plane.write_ring(number, ring.transition(old, slots, live & own, ring.now_ticks(), keep))
 
     def _forget(self, vips_then_and_now: list[Vip], balancer: Balancer, now: float) -> None:
         """Give up VIPs and backends that are no more; nothing refers to them now but remembered flows."""
@@ -166,6 +195,7 @@ class State:
 
     def remove(self) -> None:
         """Take the balancer off this host."""
+        checks.detach(self.applied.interfaces)
         self.plane.remove()
         self.file.unlink(missing_ok=True)
         self.ledger = Ledger()
