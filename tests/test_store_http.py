@@ -392,6 +392,12 @@ def test_a_failed_query_leaves_nothing_for_the_next(store: StoreProcess) -> None
             assert send(store, "SELECT 1", session_id="leftover")[2] == b"1\n"
 
 
+def test_errors_speak_of_the_data_not_of_us(store: StoreProcess) -> None:
+    _, _, body = send(store, "INSERT INTO FUNCTION null('a UInt8') FORMAT JSONEachRow {\"a\": []}")
+    assert b"at row 1" in body
+    assert b"/proc" not in body
+
+
 def test_quote_in_names(store: StoreProcess) -> None:
     send(store, "CREATE DATABASE `it's ``odd`")
     assert send(store, "SELECT currentDatabase() = 'it\\'s `odd'", database="it's `odd")[2] == b"1\n"

@@ -15,6 +15,8 @@ _STATUS = {
 }
 _STATUS_OF = {code: status for status, codes in _STATUS.items() for code in codes}
 _SHAPE = re.compile(r"(?:Code: (\d+)\. DB::Exception: )+(.*?)\s*$", re.DOTALL)
+# Where we are in the engine's insides: call stacks, and the file it was given to read.
+_INSIDE = re.compile(r"\n*^\d+\. .* @ 0x[0-9a-f]+$|: ?\(in file/uri /proc/self/fd/\d+\)", re.MULTILINE)
 _TAIL = re.compile(r"(?:\.? ?\([A-Z_]+\)| ?\(version [^)]*\))+\.?$")
 
 CANNOT_PARSE_TEXT = 6
@@ -63,7 +65,7 @@ class StoreError(Exception):
 
 def from_engine(error: BaseException) -> StoreError:
     """The engine raises RuntimeError with everything in its text; none when that would not be UTF-8."""
-    text = str(error)
+    text = _INSIDE.sub("", str(error))
     if not text:
         return StoreError(INCORRECT_DATA, "Cannot parse the data by its format and types")
     shape = _SHAPE.search(text)
