@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from asking import send
 from conftest import StoreProcess, free_port
-from test_store_http import send
 
 from sinks.store.errors import StoreError
 from sinks.store.statement import parse
