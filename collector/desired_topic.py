@@ -15,8 +15,7 @@ from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
 AT_ONCE = 1_000  # messages between two looks at everything else
-ASK_S, ANSWER_S = 0.5, 0.4  # is the topic there? how often, and how long an answer may take
-CREATE_S = 5.0  # between two attempts to make the topic
+ASK_S, ANSWER_S = 0.5, 0.4  # where does the topic begin? how often, and how long an answer may take
 CONSUMER = {
     "enable.auto.commit": False,
     "enable.partition.eof": True,
@@ -39,55 +38,63 @@ class DesiredTopic:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._consumer: Any = None
-        self._ask_at = self._create_at = 0.0
+        self._assigned = False
+        self._ask_at = 0.0
+        self._end = 0  # of what was there at the start
         self.whole = False  # everything that was there at the start has been handed out
         self._trouble = ""
 
     def poll(self, timeout: float) -> list[Message]:
         """What has come; waits ``timeout`` seconds at most for the first. A broker's fault raises nothing."""
-        if self._consumer is None and not self._open():
+        if not (self._assigned or self._begin()):
             time.sleep(timeout)
-            return []
-        if not self.whole and self._is_missing():
-            self._create()
             return []
         found: list[Message] = []
         message = self._consumer.poll(timeout)
         while message is not None:
             if message.error() is None:
                 found.append((message.key(), message.value()))
+                self.whole = self.whole or message.offset() + 1 >= self._end
             else:
                 self._heed(message.error())
-            message = self._consumer.poll(0) if len(found) < AT_ONCE else None
+            message = self._consumer.poll(0) if self._assigned and len(found) < AT_ONCE else None
         return found
 
-    def _open(self) -> bool:
-        from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+    def _begin(self) -> bool:
+        """Find where the topic begins and ends, and read from there; False: not yet.
 
-        try:
-            options = kafka_options(self._config.kafka)
-            group = f"bpfleet-desired-{self._config.host}"
-            consumer = Consumer({**options, **CONSUMER, "group.id": group})
-            consumer.assign([TopicPartition(topics.DESIRED, 0, OFFSET_BEGINNING)])
-        except (KafkaException, BpfleetError) as error:
-            self._complain(f"cannot follow {topics.DESIRED}: {error}")
-            return False
-        self._consumer = consumer
-        return True
-
-    def _is_missing(self) -> bool:
-        """Ask, from time to time until the topic was read: librdkafka itself would wait for it in silence."""
-        from confluent_kafka import KafkaException
+        Asked here, as librdkafka itself would wait for a topic in silence, and tell of its end half a second
+        late.
+        """
+        from confluent_kafka import Consumer, KafkaException, TopicPartition
 
         now = time.monotonic()
         if now < self._ask_at:
             return False
         self._ask_at = now + ASK_S
+        place = TopicPartition(topics.DESIRED, 0)
         try:
+            if self._consumer is None:
+                group = f"bpfleet-desired-{self._config.host}"
+                self._consumer = Consumer(
+                    {**kafka_options(self._config.kafka), **CONSUMER, "group.id": group}
+                )
             listed = self._consumer.list_topics(topics.DESIRED, timeout=ANSWER_S).topics[topics.DESIRED]
-        except KafkaException:
+            if listed.error is not None:
+                make_topics(self._config, {topics.DESIRED: COMPACTED})
+                self._ask_at = 0.0
+                return False
+            place.offset, self._end = self._consumer.get_watermark_offsets(place, timeout=ANSWER_S)
+            self._consumer.assign([place])
+        except KafkaException as error:
+            self._complain(str(topics.unreachable(kafka_options(self._config.kafka), error)))
             return False
-        return bool(listed.error is not None)
+        except BpfleetError as error:
+            self._complain(str(error))
+            return False
+        self._assigned, self._trouble = True, ""
+        self.whole = self.whole or place.offset >= self._end
+        return True
 
     def _heed(self, error: Any) -> None:
         from confluent_kafka import KafkaError
@@ -95,26 +102,10 @@ class DesiredTopic:
         code = error.code()
         if code == KafkaError._PARTITION_EOF:
             self.whole, self._trouble = True, ""
-        elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION):
-            self._create()
-        elif error.fatal():
+        elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION) or error.fatal():
             self.close()
         elif not error.retriable():
             self._complain(f"{topics.DESIRED}: {error.str()}")
-
-    def _create(self) -> None:
-        """Nobody has published yet: make the topic, and begin at its beginning."""
-        from confluent_kafka import KafkaException
-
-        now = time.monotonic()
-        if now < self._create_at:
-            return
-        self._create_at = now + CREATE_S
-        try:
-            make_topics(self._config, {topics.DESIRED: COMPACTED})
-        except (KafkaException, BpfleetError) as error:
-            self._complain(str(error))
-        self.close()
 
     def _complain(self, reason: str) -> None:
         if reason != self._trouble:
@@ -123,6 +114,7 @@ class DesiredTopic:
 
     def close(self) -> None:
         """Give the connections back; :meth:`poll` opens new ones."""
+        self._assigned = False
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None

@@ -24,7 +24,8 @@ DAY_US = 86_400_000_000
 SWEEP = 200  # long expired documents taken off the topic with one publication
 TRAIL_BYTES = 700_000  # of specs in one batch of the trail
 CONSUMER = {"group.id": "bpfleet-desired", "enable.auto.commit": False, "auto.offset.reset": "earliest",
-            "enable.partition.eof": True}  # fmt: skip
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10}  # fmt: skip  # other requests queue behind a fetch that waits
 # Not idempotent: asking for a producer id takes most of a second, and a document heard twice is heard once.
 PRODUCER = {"acks": "all", "max.in.flight": 1, "linger.ms": 0, "message.timeout.ms": int(PATIENCE * 1000),
             "compression.type": "zstd"}  # fmt: skip
@@ -77,7 +78,7 @@ class Board:
         try:
             consumer = self._open()
             place = TopicPartition(topics.DESIRED, 0)
-            if not self._exists(consumer):
+            if not self._exists(consumer, topics.DESIRED):
                 return self.documents
             low, high = consumer.get_watermark_offsets(place, timeout=PATIENCE)
             if high < self._offset:  # the topic was made anew
@@ -125,8 +126,8 @@ class Board:
             self._consumer = Consumer({**self._options, **CONSUMER, **QUIET})
         return self._consumer
 
-    def _exists(self, consumer: Any) -> bool:
-        listed = consumer.list_topics(topics.DESIRED, timeout=PATIENCE).topics[topics.DESIRED]
+    def _exists(self, consumer: Any, topic: str) -> bool:
+        listed = consumer.list_topics(topic, timeout=PATIENCE).topics[topic]
         return listed.error is None and bool(listed.partitions)
 
     # ── Writing ──────────────────────────────────────────────────────────────────────────────────
@@ -215,8 +216,8 @@ class Board:
         """Make the topics once there is something for them."""
         if self._prepared:
             return
-        there = self._open().list_topics(timeout=PATIENCE).topics
-        if not {topics.DESIRED, topics.AUDIT} <= there.keys():
+        consumer = self._open()
+        if not (self._exists(consumer, topics.DESIRED) and self._exists(consumer, topics.AUDIT)):
             prepare(self._config, [declare.streams()["desired"]], {topics.DESIRED: COMPACTED})
         self._prepared = True
 
