@@ -32,3 +32,7 @@ def code(answer: Answer) -> int:
     number = int(headers["x-clickhouse-exception-code"])
     assert body.startswith(f"Code: {number}. DB::Exception: ".encode())
     return number
+
+
+def into(form: str, table: str = "bad.t") -> dict[str, str]:
+    return {"query": f"INSERT INTO {table} FORMAT {form}"}

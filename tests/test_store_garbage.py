@@ -7,16 +7,12 @@ from collections.abc import Iterator
 import lz4.frame
 import pytest
 import zstandard
-from asking import code, send
+from asking import code, into, send
 from conftest import StoreProcess
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 NATIVE = b"\x01\x01\x01a\x06UInt64\x01\x00\x00\x00\x00\x00\x00\x00"
-
-
-def into(form: str, table: str = "bad.t") -> dict[str, str]:
-    return {"query": f"INSERT INTO {table} FORMAT {form}"}
 
 
 BAD: list[tuple[str, bytes, dict[str, str], dict[str, str], set[int]]] = [

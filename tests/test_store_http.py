@@ -12,7 +12,7 @@ import lz4.frame
 import pyarrow as pa
 import pytest
 import zstandard
-from asking import code, send
+from asking import code, into, send
 from conftest import StoreProcess
 
 
@@ -179,6 +179,18 @@ def test_pieces_make_one_document(store: StoreProcess, form: str) -> None:
             table = reader.read_all()
         assert table.column_names[1] == "s"
         assert table.column(0).to_pylist() == list(range(count))
+
+
+def test_a_database_holds_for_its_query_only(store: StoreProcess) -> None:
+    where = "SELECT currentDatabase()"
+    for session in ({}, {"session_id": "where"}):
+        assert send(store, where, database="system", **session)[2] == b"system\n"
+        assert send(store, where, **session)[2] == b"default\n"
+    send(store, "USE system", session_id="where")
+    assert send(store, where, database="default", session_id="where")[2] == b"default\n"
+    assert send(store, where, session_id="where")[2] == b"system\n"
+    assert send(store, "USE system", database="default")[0] == 200
+    assert send(store, where)[2] == b"default\n"
 
 
 def test_a_failed_query_leaves_nothing_for_the_next(store: StoreProcess) -> None:

@@ -33,7 +33,8 @@ class Connection:
         self.busy = threading.Lock()
         self.pristine = True
         self._overlay: dict[str, tuple[str, str]] = {}  # name → (what the request asked for, what was there)
-        self._database = "default"
+        self._home = "default"  # the session's own database
+        self._database = self._home  # where we are
         self.run(f"SET log_comment = {literal(tag)}")
 
     def run(
@@ -60,9 +61,10 @@ class Connection:
 
     def prepare(self, database: str, settings: Mapping[str, str]) -> None:
         """Make this request's database and settings hold, and those of an earlier request end."""
-        if database and database != self._database:
-            self.run(f"USE {quoted(database)}")
-            self._database = database
+        wanted = database or self._home
+        if wanted != self._database:
+            self.run(f"USE {quoted(wanted)}")
+            self._database = wanted
         gone = {name: was for name, (_, was) in self._overlay.items() if name not in settings}
         news = {
             name: value for name, value in settings.items() if self._overlay.get(name, (None,))[0] != value
@@ -80,7 +82,8 @@ class Connection:
     def changed_for_good(self) -> None:
         """A statement set something that lasts (SET, USE, a temporary table)."""
         self.pristine = False
-        (self._database,) = self.row("SELECT currentDatabase()")
+        (self._home,) = self.row("SELECT currentDatabase()")
+        self._database = self._home
 
     def close(self) -> None:
         """Free it; whatever ran on it must have ended."""
