@@ -131,11 +131,11 @@ def rm(config: Config, names: tuple[str, ...], how: How) -> None:
 
 
 LOG = """
-SELECT ts, 'published' AS what, '' AS host, kind, id, revision, author,
+SELECT ts, 'published' AS what, host, kind, id, revision, author,
        if(deleted, 'removed', 'wanted') AS state, comment AS reason, digest
 FROM desired WHERE ts > now64(6) - {seconds:Float64} AND {name:String} IN ('', kind, concat(kind, '/', id))
 UNION ALL
-SELECT ts, 'host' AS what, host, kind, id, revision, author, state, reason, digest
+SELECT ts, 'host said' AS what, host, kind, id, revision, author, state, reason, digest
 FROM applied WHERE ts > now64(6) - {seconds:Float64} AND {name:String} IN ('', kind, concat(kind, '/', id))
 ORDER BY ts
 LIMIT {limit:UInt32}
