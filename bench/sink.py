@@ -30,11 +30,11 @@ from sinks.kafka_server import KafkaServer
 from sinks.metrics import Metrics
 from sinks.sink import Sink
 
-MESSAGES, PER_MESSAGE = 200, 5_000
+MESSAGES, PER_MESSAGE = 400, 5_000
 EVENTS = MESSAGES * PER_MESSAGE
 AVRO_EVENTS = 200_000  # of the container file: a row in it costs several times as much
-ROUNDS = 5
-FLAT_ROUNDS = 6  # × EVENTS rows through one sink
+ROUNDS = 4
+FLAT_ROUNDS = 5  # × EVENTS rows through one sink
 TICKS = os.sysconf("SC_CLK_TCK")
 TOPIC = topics.topic(packets.STREAM.name)
 
@@ -65,8 +65,8 @@ class Stage:
     def clear(self, boot: str = "UUID") -> None:
         """An empty table; no merges, which would cost both sides the same, but at random times."""
         database = self.config.clickhouse.database
-        self.client.command(f"DROP DATABASE IF EXISTS {database} SYNC")
         self.client.command(ddl.database(self.config.clickhouse))
+        self.client.command(f"DROP TABLE IF EXISTS {database}.{packets.STREAM.name} SYNC")
         (create,) = ddl.create(packets.STREAM, self.config.clickhouse)
         self.client.command(create.replace("`boot` UUID", f"`boot` {boot}"))
         self.client.command(f"SYSTEM STOP MERGES {database}.{packets.STREAM.name}")
@@ -239,6 +239,6 @@ def memory(on: Stage) -> Row:
         sink.wait()
     growth = used[-1] - used[1]
     return Row(
-        f"memory of a sink over {FLAT_ROUNDS} M rows", " → ".join(f"{each:.0f}" for each in used) + " MB",
-        "", "", "flat", growth < 0.15 * used[1],
+        f"memory of a sink over {FLAT_ROUNDS * EVENTS // 10**6} M rows",
+        " → ".join(f"{each:.0f}" for each in used) + " MB", "", "", "flat", growth < 0.15 * used[1],
     )  # fmt: skip
