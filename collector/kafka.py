@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from collector.losses import Loss
+from collector.losses import Loss, ranges
 from schemas import topics, wire
 from schemas.admin import PATIENCE, QUIET, prepare
 from schemas.columns import InvalidBatch
@@ -31,14 +31,8 @@ class Found:
 
     def remaining(self) -> list[Loss]:
         """The ranges that are lost for certain."""
-        missing = [n for n in range(self.loss.first, self.loss.last + 1) if n not in self.delivered]
-        ranges: list[Loss] = []
-        for number in missing:
-            if ranges and ranges[-1].last + 1 == number:
-                ranges[-1] = replace(ranges[-1], last=number)
-            else:
-                ranges.append(replace(self.loss, first=number, last=number, open=False))
-        return ranges
+        missing = (n for n in range(self.loss.first, self.loss.last + 1) if n not in self.delivered)
+        return [replace(self.loss, first=first, last=last, open=False) for first, last in ranges(missing)]
 
 
 def look_up(config: Config, host: str, losses: list[Loss]) -> list[Found]:
@@ -166,7 +160,8 @@ class Desk:
         """End; waits no longer than a second."""
         self._stop = True
         self._wake.set()
-        self._thread.join(1.0)
+        if self._thread.is_alive():
+            self._thread.join(1.0)
 
     def _run(self) -> None:
         while not self._stop:

@@ -7,7 +7,7 @@ A declaration that is itself in doubt is made again, so SQL may see a range twic
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -44,6 +44,19 @@ class Loss:
             other.reason, other.stream, other.boot, other.open,
         )  # fmt: skip
         return same and self.last + 1 == other.first
+
+
+def ranges(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Rising numbers as (first, last) of each unbroken run."""
+    first = last = None
+    for number in numbers:
+        if last is not None and first is not None and number != last + 1:
+            yield first, last
+            first = None
+        first = number if first is None else first
+        last = number
+    if first is not None and last is not None:
+        yield first, last
 
 
 class Losses:

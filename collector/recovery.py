@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from collector.clock import now_us
-from collector.losses import Loss, Losses, Reason
+from collector.losses import Loss, Losses, Reason, ranges
 from collector.sequence import Mark, Sequences, boot_id, marks
 from collector.spool import Spool
 from schemas.config import Config
@@ -88,12 +88,16 @@ def in_doubt(
             if (each.stream, each.boot) == (mark.stream, boot.hex())
             for number in range(each.first, each.last + 1)
         }
-        for number in range(mark.settled, mark.next):
-            if number not in listed and (boot, mark.stream, number) not in waiting:
-                yield Loss(
-                    Reason.KILLED, mark.stream, boot.hex(), number, number, 0, now_us(), True,
-                    mark.partition, mark.offset, mark.since_us,
-                )  # fmt: skip
+        doubtful = (
+            number
+            for number in range(mark.settled, mark.next)
+            if number not in listed and (boot, mark.stream, number) not in waiting
+        )
+        for first, last in ranges(doubtful):
+            yield Loss(
+                Reason.KILLED, mark.stream, boot.hex(), first, last, 0, now_us(), True,
+                mark.partition, mark.offset, mark.since_us,
+            )  # fmt: skip
 
 
 def resolve(state: State, found: Iterable[Any]) -> None:

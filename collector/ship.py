@@ -18,7 +18,7 @@ from typing import Any
 
 from collector.clock import now_us
 from collector.kafka import Desk
-from collector.losses import Loss, Losses, Reason
+from collector.losses import Loss, Losses, Reason, ranges
 from collector.output import Shipped
 from collector.sequence import Sequences
 from collector.spool import Label, Record, Spool
@@ -125,9 +125,15 @@ class Shipper:
             self._on_shed([record.label])
 
     def _on_shed(self, labels: list[Label]) -> None:
+        """A whole segment at a time, tens of thousands of small batches: one entry a run in the journal."""
+        rows: dict[tuple[str, bytes], dict[int, int]] = {}
         for label in labels:
-            self.streams.setdefault(label.stream, Shipped()).shed += label.rows
-            self._lose(label, Reason.SHED)
+            rows.setdefault((label.stream, label.boot), {})[label.seq] = label.rows
+        for (stream, boot), of in rows.items():
+            self.streams.setdefault(stream, Shipped()).shed += sum(of.values())
+            for first, last in ranges(sorted(of)):
+                events = sum(of[number] for number in range(first, last + 1))
+                self._lose(Label(stream, boot, first, events), Reason.SHED, last=last)
 
     def _lose(self, label: Label, reason: Reason, *, last: int | None = None, is_open: bool = False) -> None:
         last = label.seq if last is None else last
@@ -135,11 +141,12 @@ class Shipper:
         self._losses.add(loss)
         if label.boot == self._boot:
             self._sequences.declared(label.stream, label.seq, last)
-            self._hear_declaration(label, delivered=False)
+            for number in range(label.seq, last + 1):
+                self._hear_declaration(label.stream, number, delivered=False)
 
-    def _hear_declaration(self, label: Label, *, delivered: bool) -> None:
-        if label.stream == "collector_health":
-            self._losses.settle(label.seq, delivered=delivered)
+    def _hear_declaration(self, stream: str, seq: int, *, delivered: bool) -> None:
+        if stream == "collector_health":
+            self._losses.settle(seq, delivered=delivered)
 
     # ── Out ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,7 +240,7 @@ class Shipper:
             self.streams.setdefault(label.stream, Shipped()).delivered += label.rows
             if label.boot == self._boot:
                 self._sequences.delivered(label.stream, label.seq, message.partition(), message.offset())
-                self._hear_declaration(label, delivered=True)
+                self._hear_declaration(label.stream, label.seq, delivered=True)
         elif error.code() in _refusals():
             if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
                 self._desk.again()

@@ -177,6 +177,19 @@ def test_the_bound_of_the_spool_sheds_the_oldest_and_says_so(
     assert {row["reason"] for row in told} == {"shed"}
 
 
+def test_shedding_a_segment_of_many_small_batches_is_quick(tmp_path: Path, made: list[Shipping]) -> None:
+    one = Shipping(tmp_path, "127.0.0.1:1", "many", spool_mb=1)
+    made.append(one)
+    slowest = 0.0
+    for _ in range(9000):
+        begun = time.monotonic()
+        one.ship()
+        slowest = max(slowest, time.monotonic() - begun)
+    assert one.shipper.streams["cgroup"].shed > 200
+    assert slowest < 0.3, "the rings are not read meanwhile"
+    assert len(one.state.losses.all) == 1
+
+
 def test_a_full_disk_sheds_and_says_so(
     kafka: KafkaServer, tmp_path: Path, made: list[Shipping], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

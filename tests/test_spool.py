@@ -1,17 +1,18 @@
 """The spool: order, bound, and what survives a kill or a torn file, under any interleaving."""
 
 import errno
+import itertools
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from collector.losses import Loss, Losses, Reason
+from collector.losses import Loss, Losses, Reason, ranges
 from collector.recovery import in_doubt, open_state
 from collector.sequence import Sequences, boot_id, marks
 from collector.spool import HEADER, Label, Record, Spool
@@ -236,6 +237,13 @@ def test_losses_join_and_end_when_their_declaration_arrives(tmp_path: Path) -> N
     assert len(Losses(file).pending()) == 3  # a kill now: they are declared again
     losses.settle(18, delivered=True)
     assert not Losses(file).all
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_ranges_are_the_runs_of_numbers(numbers: set[int]) -> None:
+    found = list(ranges(sorted(numbers)))
+    assert {n for first, last in found for n in range(first, last + 1)} == numbers
+    assert all(later[0] > earlier[1] + 1 for earlier, later in itertools.pairwise(found))
 
 
 def test_a_journal_on_a_full_disk_is_written_later(tmp_path: Path) -> None:
