@@ -1,5 +1,6 @@
 """``bpfleet sql``: ask the fleet, read a table; or CSV and JSON for machines."""
 
+import ipaddress
 import shutil
 import sys
 from typing import Any
@@ -116,7 +117,6 @@ def _text(value: Any) -> str:
         return "—"
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value)
-    if text.startswith("::ffff:") and "." in text:
-        text = text.removeprefix("::ffff:")
-    return escape(text)
+    if isinstance(value, ipaddress.IPv6Address):
+        return str(value.ipv4_mapped or value)
+    return escape(str(value))
