@@ -133,6 +133,7 @@ class Filter:
             self._watch()
         self._attach(wanted)
         self._forget(slots, set(wanted.values()))
+        self.state.interfaces = self.interfaces
         self.state.settle(document, numbers, slots, self.tables.region)
         if self.pins:
             self.state.write(self.directory / "state.json")
@@ -255,6 +256,13 @@ class Filter:
         return int(self._scratch()["allowed"].sum())
 
     # --- ending ---
+
+    def adopt(self) -> None:
+        """Take over the attachments an earlier process left, to detach them."""
+        for interface in self.interfaces:
+            found = xdp.attached(interface, self.pins / f"link_{interface}") if self.pins else None
+            if found and interface not in self.attached:
+                self.attached[interface] = found
 
     def detach(self) -> None:
         """Take the filter off all interfaces and remove every pin."""

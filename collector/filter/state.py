@@ -18,6 +18,7 @@ class State(Struct):
     document: Document = field(default_factory=Document)
     slots: dict[str, int] = field(default_factory=dict)  # rule → slot of its counters
     sets: dict[str, int] = field(default_factory=dict)  # address set → bit
+    interfaces: list[str] = field(default_factory=list)
     region: tuple[int, int] = (0, 0)  # spans of the address tables in force
     chained: bool = False  # another program follows the filter
 
