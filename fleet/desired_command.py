@@ -131,21 +131,21 @@ def rm(config: Config, names: tuple[str, ...], how: How) -> None:
 
 
 LOG = """
+SELECT * FROM (SELECT * FROM (
 SELECT ts, 'published' AS what, host, kind, id, revision, author,
        if(deleted, 'removed', 'wanted') AS state, comment AS reason, digest
 FROM desired WHERE ts > now64(6) - {seconds:Float64} AND {name:String} IN ('', kind, concat(kind, '/', id))
 UNION ALL
 SELECT ts, 'host said' AS what, host, kind, id, revision, author, state, reason, digest
 FROM applied WHERE ts > now64(6) - {seconds:Float64} AND {name:String} IN ('', kind, concat(kind, '/', id))
-ORDER BY ts
-LIMIT {limit:UInt32}
+) ORDER BY ts DESC LIMIT {limit:UInt32}) ORDER BY ts
 """
 
 
 @desired.command()
 @click.argument("name", metavar="[KIND[/ID]]", default="")
 @click.option("--since", default="1d", show_default=True, help="How far back: 90s, 15m, 2h, 7d.")
-@click.option("--limit", default=1000, show_default=True, help="Rows at most.")
+@click.option("--limit", default=1000, show_default=True, help="The latest rows, so many at most.")
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 @click.pass_obj
 def log(config: Config, name: str, since: str, limit: int, as_json: bool) -> None:

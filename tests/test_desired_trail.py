@@ -57,5 +57,7 @@ def test_every_step_is_a_row(place: Place, host: Host, tmp_path: Path) -> None:
             [*command, *more], env=environment, capture_output=True, text=True, timeout=60, check=True
         )
     steps = [(row["what"], row["state"], row["host"]) for row in map(json.loads, done.stdout.splitlines())]
-    assert steps == [("published", "wanted", "operator"), ("host said", "applied", "trail-host"),
-                     ("published", "removed", "operator"), ("host said", "removed", "trail-host")]  # fmt: skip
+    assert steps == [
+        ("published", "wanted", "operator"), ("host said", "applied", "trail-host"),
+        ("published", "removed", "operator"), ("host said", "removed", "trail-host"),
+    ]  # fmt: skip
