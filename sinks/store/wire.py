@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Send
 from sinks.store.codec import Decoder
 
 T = TypeVar("T")
+PATIENCE = 60.0  # seconds that a client may neither send nor take anything
 PIECE = 1 << 20  # bytes gathered before a worker is bothered
 
 
@@ -30,6 +31,7 @@ class Wire:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()  # the body has come whole
         self.gone = False
+        self.patience = PATIENCE
         self.started = False
 
     @property
@@ -42,7 +44,7 @@ class Wire:
         pieces: list[bytes] = []
         size = 0
         while size < least and not self._ended.is_set():
-            message = await self._receive()
+            message = await self._in_time(self._receive())
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise ClientGone
@@ -75,7 +77,16 @@ class Wire:
         if self.gone:
             raise ClientGone
         message: Message = {"type": "http.response.body", "body": data, "more_body": more}
-        await self._send(message)
+        await self._in_time(self._send(message))
+
+    async def _in_time(self, what: Awaitable[T]) -> T:
+        """A client that stands still must not hold a worker for ever."""
+        try:
+            async with asyncio.timeout(self.patience):
+                return await what
+        except TimeoutError:
+            self.gone = True
+            raise ClientGone from None
 
     def read(self) -> bytes:
         """next_piece() for a worker."""
