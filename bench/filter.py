@@ -1,30 +1,33 @@
-"""Nanoseconds a packet of the filter, beside its peers, in rounds taken in turns: python bench/filter.py
+"""The XDP filter beside xdp-filter, nanoseconds a packet by BPF_PROG_TEST_RUN on one CPU.
 
-Needs root and xdp-filter (package xdp-tools). Everything runs by BPF_PROG_TEST_RUN on one CPU in a network
-namespace of its own; the last line is the time from a change of a hundred rules to its being enforced.
+Needs root and xdp-filter (package xdp-tools), which runs in a network namespace of its own.
 """
 
 import os
 import random
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from scapy.all import IP, TCP, UDP, Ether, Raw
 
+from bench.common import Row, Times, in_turns, ratio, ratio_text
 from collector import bpf_sys
 from collector.bpf_sys import ProgType
 from collector.filter.assembler import R0, Assembler
 from collector.filter.host import Filter
 from collector.filter.language import Document, Rule
+from collector.filter.layout import WINDOW_MS
 from collector.ring import Ring
 from schemas import declare, dtype
 
 ROUNDS, REPEAT = 15, 200_000
+PEER, PEER_DROP, SET = "xdp-filter ip, pass", "xdp-filter ip, drop", "64 rules + set of 10,000"
+SAMPLED = ", sampling 1/1000"
 SPACE = "bpfleet-bench"
 PLAIN = bytes(Ether() / IP(src="99.1.2.3", dst="99.7.7.7") / UDP(sport=1500, dport=9999) / Raw(b"a" * 18))
 HIT = bytes(Ether() / IP(src="99.1.2.3", dst="99.7.7.7") / UDP(sport=1500, dport=53) / Raw(b"a" * 18))
@@ -33,13 +36,12 @@ BLOCKED = bytes(Ether() / IP(src="198.18.0.1", dst="99.7.7.7") / TCP(sport=1500,
 
 @dataclass
 class Case:
-    """One thing measured; ``after`` runs between rounds, unmeasured."""
+    """One thing measured, and the verdict it must come to."""
 
     name: str
     fd: int
     packet: bytes
     expected: int
-    times: list[int] = field(default_factory=list)
 
 
 def rule(number: int, dice: random.Random) -> Rule:
@@ -81,12 +83,12 @@ def trivial() -> int:
     return bpf_sys.prog_load(ProgType.XDP, code.finish(), "trivial")
 
 
-def run(*command: str) -> str:
+def shell(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def in_space(*command: str) -> str:
-    return run("nsenter", f"--net=/run/netns/{SPACE}", *command)
+    return shell("nsenter", f"--net=/run/netns/{SPACE}", *command)
 
 
 def xdp_filter(features: str, *settings: tuple[str, ...]) -> int:
@@ -101,13 +103,17 @@ def xdp_filter(features: str, *settings: tuple[str, ...]) -> int:
     return bpf_sys.fd_by_id(bpf_sys.Command.PROG_FD_BY_ID, number)
 
 
-def ours(directory: Path, document: Document, budget: int) -> tuple[Filter, int]:
-    """A filter with a document; ``budget``: samples of passed traffic in a window, 0 for none."""
+def ours(directory: Path, document: Document, sampled: bool) -> tuple[Filter, int]:
+    """A filter with a document; ``sampled``: one passed frame in 1024, else none."""
     host = Filter(directory)
     host.apply(document)
-    half, flags = host.tables.config()[3], host.tables.config()[0]
-    host.tables.put(half, flags, host.tables.config()[1], budget)
-    return host, next(iter(host.programs.values())).fd
+    fd = next(iter(host.programs.values())).fd
+    flags, window, _, half, _ = host.tables.config()
+    host.tables.put(half, flags, window, 0)
+    if sampled:  # the rate follows the traffic: a budget for the traffic that a test run makes
+        alone = min(bpf_sys.prog_test_run(fd, PLAIN, repeat=REPEAT).ns for _ in range(5))
+        host.tables.put(half, flags, window, round(WINDOW_MS * 1e6 / alone / 700))
+    return host, fd
 
 
 def drain(hosts: list[Filter]) -> None:
@@ -119,18 +125,6 @@ def drain(hosts: list[Filter]) -> None:
 
 
 EVENT = dtype.event(declare.load()["packet_sample"].streams[0])
-
-
-def measure(cases: list[Case], hosts: list[Filter]) -> None:
-    for case in cases:
-        got = bpf_sys.prog_test_run(case.fd, case.packet).retval
-        assert got == case.expected, f"{case.name}: verdict {got}, not {case.expected}"
-    for turn in range(ROUNDS + 1):
-        for case in cases:
-            taken = bpf_sys.prog_test_run(case.fd, case.packet, repeat=REPEAT).ns
-            if turn:
-                case.times.append(taken)
-        drain(hosts)
 
 
 def change(directory: Path) -> float:
@@ -158,48 +152,76 @@ def documents() -> dict[str, Document]:
     }
 
 
-def main() -> None:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+def cases_of(place: Path, hosts: list[Filter]) -> list[Case]:
+    """Everything that is measured; filters that were made go to ``hosts``."""
+    ip = xdp_filter("ipv4", ("ip", "198.18.0.1", "-m", "src"))
+    cases = [
+        Case("trivial DROP", trivial(), PLAIN, 1),
+        Case(PEER, ip, PLAIN, 2),
+        Case(PEER_DROP, ip, BLOCKED, 1),
+        Case("xdp-filter all, pass", xdp_filter("tcp,udp,ipv6,ipv4,ethernet"), PLAIN, 2),
+    ]
+    for name, document in documents().items():
+        for label in (name, name + SAMPLED) if name == SET else (name,):
+            host, fd = ours(place, document, label != name)
+            hosts.append(host)
+            dropped = "drop" in name
+            cases.append(Case(label, fd, HIT if dropped else PLAIN, 1 if dropped else 2))
+    for case in cases:
+        got = bpf_sys.prog_test_run(case.fd, case.packet).retval
+        assert got == case.expected, f"{case.name}: verdict {got}, not {case.expected}"
+    return cases
+
+
+def run() -> list[Row]:
+    """The figures, each beside its peer of the same run."""
     hosts: list[Filter] = []
-    run("ip", "netns", "add", SPACE)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    shell("ip", "netns", "add", SPACE)
     try:
         with tempfile.TemporaryDirectory() as place:
-            ip = xdp_filter("ipv4", ("ip", "198.18.0.1", "-m", "src"))
-            everything = xdp_filter("tcp,udp,ipv6,ipv4,ethernet")
-            cases = [
-                Case("trivial DROP", trivial(), PLAIN, 1), Case("xdp-filter ip, pass", ip, PLAIN, 2),
-                Case("xdp-filter ip, drop", ip, BLOCKED, 1), Case("xdp-filter all, pass", everything, PLAIN,
-                2),
-            ]  # fmt: skip
-            for name, document in documents().items():
-                for sampling in (0, SAMPLING) if "set" in name else (0,):
-                    host, fd = ours(Path(place), document, sampling)
-                    hosts.append(host)
-                    dropped = "drop" in name
-                    label = name + (", sampling 1/1000" if sampling else "")
-                    cases.append(Case(label, fd, HIT if dropped else PLAIN, 1 if dropped else 2))
-            measure(cases, hosts)
-            report(cases)
-            print(f"change of 100 rules, to enforced: {change(Path(place)):.2f} s")
+            cases = cases_of(Path(place), hosts)
+            jobs: dict[str, Callable[[], float]] = {each.name: partial(once, each, hosts) for each in cases}
+            times = in_turns(jobs, ROUNDS)
+            return rows(times, change(Path(place)))
     finally:
+        os.sched_setaffinity(0, before)
         for host in hosts:
             host.close()
-        subprocess.run(["nsenter", f"--net=/run/netns/{SPACE}", "xdp-filter", "unload", "-a"], check=False)
-        run("ip", "netns", "del", SPACE)
+        unload = ("nsenter", f"--net=/run/netns/{SPACE}", "xdp-filter", "unload", "-a")
+        subprocess.run(unload, check=False, capture_output=True)
+        shell("ip", "netns", "del", SPACE)
 
 
-SAMPLING = 2200  # samples in a window of 0.1 s: about one in a thousand at the speed of a test run
+def once(case: Case, hosts: list[Filter]) -> float:
+    """Nanoseconds a packet."""
+    taken = bpf_sys.prog_test_run(case.fd, case.packet, repeat=REPEAT).ns
+    drain(hosts)
+    return taken
 
 
-def report(cases: list[Case]) -> None:
-    base = next(each for each in cases if each.name == "xdp-filter ip, pass")
-    print(f"{'':42}{'min':>6}{'median':>8}   to xdp-filter ip, pass (median)")
-    for case in cases:
-        middle = statistics.median(case.times)
-        ratio = middle / statistics.median(base.times)
-        print(f"{case.name:42}{min(case.times):6d}{middle:8.0f}{ratio:8.2f}")
-    sys.stdout.flush()
+def rows(times: dict[str, Times], seconds: float) -> list[Row]:
+    """What is shown."""
+    ten, thousand = times["10 rules"], times["1,000 rules"]
+    bare, sampled = times[SET], times[SET + SAMPLED]
+    extra = sampled.least - bare.least
 
+    def row(name: str, ours: Times, other: str, target: str, most: float | None) -> Row:
+        share = ratio(ours, times[other])
+        met = None if most is None else share[0] <= most
+        text = ratio_text(ours, times[other])
+        return Row(name, ours.text("ns"), f"{other} {times[other].text('ns')}", text, target, met)
 
-if __name__ == "__main__":
-    main()
+    return [
+        row("64 rules + 10,000 prefixes + sampling 1/1000, no match", sampled, PEER, "≤ 1", 1.0),
+        row("1,000 rules, no match", thousand, "10 rules", "≤ 2", 2.0),
+        Row(
+            "sampling at 1/1000", f"+{extra:.0f} ns", f"without {bare.text('ns')}", "", "≤ +3 ns", extra <= 3
+        ),
+        Row("100 other rules, from command to enforced", f"{seconds:.2f} s", "", "", "≤ 2 s", seconds <= 2),
+        row("64 rules, no match", times["64 rules"], PEER, "", None),
+        row("10 rules, no match", ten, "trivial DROP", "", None),
+        row("drop by one of 64 rules, counted", times["drop by a rule"], PEER_DROP, "", None),
+        row("xdp-filter with all features, pass", times["xdp-filter all, pass"], PEER, "", None),
+    ]

@@ -92,20 +92,29 @@ INLINE void count_number(struct filter_top_key *key, u8 kind, u32 number, u64 pa
     count_top(key, packets, bytes);
 }
 
-INLINE void count_tops(const struct filter_frame *frame, u32 verdict, u64 length, u64 packets)
+// A third of the kinds for each sample, drawn by lot and weighted threefold: a sample costs two updates, not six.
+INLINE void count_tops(const struct filter_frame *frame, u32 verdict, u64 length, u64 weight)
 {
     struct filter_top_key key = {.verdict = verdict};
-    u64 bytes = packets * length;
+    u64 packets = 3 * weight, bytes = packets * length;
+    u32 lot = bpf_get_prandom_u32() % 3;
 
-    count_number(&key, TOP_LENGTH, length, packets, bytes);
+    if (lot == 0) {
+        count_number(&key, TOP_LENGTH, length, packets, bytes);
+        if (frame->ip)
+            count_number(&key, TOP_TTL, frame->ttl, packets, bytes);
+        return;
+    }
     if (!frame->ip)
         return;
-    count_number(&key, TOP_TTL, frame->ttl, packets, bytes);
-    if (frame->destination_port)
-        count_number(&key, TOP_PORT, BE16(frame->destination_port), packets, bytes);
-    key.kind = TOP_DESTINATION;
-    __builtin_memcpy(key.item, frame->destination, 16);
-    count_top(&key, packets, bytes);
+    if (lot == 1) {
+        if (frame->destination_port)
+            count_number(&key, TOP_PORT, BE16(frame->destination_port), packets, bytes);
+        key.kind = TOP_DESTINATION;
+        __builtin_memcpy(key.item, frame->destination, 16);
+        count_top(&key, packets, bytes);
+        return;
+    }
     key.kind = TOP_SOURCE;
     __builtin_memcpy(key.item, frame->source, 16);
     count_top(&key, packets, bytes);
