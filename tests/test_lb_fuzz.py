@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from balancing import CLIENT, DROP, OURS, PASS, TX, Bench, bench, vip
@@ -46,6 +47,19 @@ def mutated(source: random.Random) -> bytes:
     if source.random() < 0.3:
         raw = raw[: source.randrange(14, len(raw))]
     return bytes(raw) if source.random() < 0.9 else source.randbytes(source.randrange(14, 200))
+
+
+def test_every_reason_has_its_test() -> None:
+    text = "".join(file.read_text() for file in Path(__file__).parent.glob("test_lb_*.py"))
+    assert [each.name for each in REASONS if f'"{each.name}"' not in text] == []
+
+
+def test_source_routes_are_counted(tmp_path: Path) -> None:
+    route = vip("198.51.100.1", 80, "10.0.0.1", "10.0.0.2", source_routes={"192.0.2.0/24": "10.0.0.2"})
+    with bench(tmp_path) as lb:
+        lb.apply({"web": route})
+        assert lb.run(bytes(SEEDS[0])).retval == TX
+        assert lb.reasons() == {"source_route": 1}
 
 
 def test_random_packets(lb: Bench) -> None:

@@ -13,11 +13,15 @@ import pytest
 from balancing import CLIENT, OURS, TX, Bench, bench, vip
 from scapy.all import IP, TCP, UDP, Ether, IPv6
 
-from collector.balancer import ring
+from collector import bpf_sys
+from collector.balancer import ledger, ring
 from collector.balancer.explain import explain
 from collector.balancer.flow import Flow
 from collector.balancer.layout import FLOW_EVENT, REASON
+from collector.balancer.model import Limits
+from collector.balancer.state import State
 from collector.ring import Ring
+from schemas.errors import BpfleetError
 
 E = Ether(dst=OURS, src=CLIENT)
 VIP4, VIP6 = "198.51.100.1", "2001:db8::1"
@@ -215,6 +219,30 @@ def test_a_returning_collector_finds_everything(lb: Bench) -> None:
     assert (lb.packets(), program > 0) == (counters, True)
     assert reals(lb, OLD) == before
     assert reals(lb, NEW) == new
+
+
+def test_an_upgrade_replaces_the_program_and_keeps_the_rest(lb: Bench) -> None:
+    lb.apply(web(*REALS[:3]))
+    before, counters = reals(lb, OLD), lb.packets()
+    lb.apply(web(*REALS[:4]))
+    identity = bpf_sys.prog_info(lb.state.plane.program).id
+    lb.state.ledger.program = "another"
+    ledger.write(lb.state.ledger, lb.state.file)
+    lb.reopen()
+    assert bpf_sys.prog_info(lb.state.plane.program).id != identity
+    lb.state.apply(lb.state.applied)
+    assert lb.packets() == counters
+    assert reals(lb, OLD) == before
+
+
+def test_other_limits_are_refused(lb: Bench) -> None:
+    lb.apply(web(*REALS[:3]))
+    lb.state.ledger.program = "another"
+    ledger.write(lb.state.ledger, lb.state.file)
+    lb.state.__exit__(None, None, None)
+    with pytest.raises(BpfleetError, match="made with other limits"):
+        State.open(lb.config, lb.place, Limits(vips=7, backends=511, flows=4096))
+    lb.state = State.open(lb.config, lb.place)
 
 
 def test_numbers_rest_before_they_are_given_again(tmp_path: Path) -> None:

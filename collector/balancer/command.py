@@ -71,11 +71,15 @@ def _apply(state: "State", wanted: "Balancer") -> None:
 @click.pass_context
 def diff(ctx: click.Context, file: str) -> None:
     """Print what `apply FILE` would change. Exit code 1 if anything."""
-    from collector.balancer import model
+    from collector import xdp
+    from collector.balancer import edit, model
 
     wanted = model.load(file)
-    with _open(ctx) as state:
-        changes = state.changes(wanted)
+    if (xdp.PINS / ctx.obj[1]).exists():
+        with _open(ctx) as state:
+            changes = state.changes(wanted)
+    else:
+        changes = edit.changes(model.Balancer(), wanted)
     for line in changes:
         click.echo(line)
     ctx.exit(bool(changes))

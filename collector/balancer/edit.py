@@ -1,14 +1,16 @@
-"""Small changes of a configuration: one VIP or one real added, set, drained or removed; pure functions.
+"""Small changes of a configuration, and what differs between two: pure functions.
 
-Each takes the tree of :func:`collector.balancer.model.dump` and returns the changed balancer, checked whole.
+``set_vip`` and its like return the changed balancer, checked whole; :func:`changes` makes lines for people.
 """
 
 import copy
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from collector.balancer import model
-from collector.balancer.model import Balancer
+from collector.balancer.model import Balancer, Vip
 from schemas.errors import UsageError
 
 Tree = dict[str, Any]
@@ -69,3 +71,39 @@ def _known(tree: Tree, name: str) -> str:
     if name not in tree["vips"]:
         raise UsageError(f"there is no VIP {name}; there are: {', '.join(tree['vips']) or 'none'}")
     return name
+
+
+def changes(before: Balancer, after: Balancer) -> list[str]:
+    """What differs, a line each for people: ``+`` added, ``-`` removed, ``~`` changed."""
+    lines = []
+    for name in sorted({*before.vips, *after.vips}):
+        old, new = before.vips.get(name), after.vips.get(name)
+        if old is None or new is None:
+            lines.append(f"{'-' if new is None else '+'} vip {name}")
+        else:
+            lines += _vip_changes(name, old, new)
+    for field in before.__struct_fields__:
+        if field != "vips" and getattr(before, field) != getattr(after, field):
+            lines.append(f"~ {field}: {getattr(before, field)} -> {getattr(after, field)}")
+    return lines
+
+
+def _vip_changes(name: str, old: Vip, new: Vip) -> list[str]:
+    lines = []
+    before, after = ({real.address: real for real in vip.reals} for vip in (old, new))
+    for address in sorted({*before, *after}):
+        was, will = before.get(address), after.get(address)
+        if was is None or will is None:
+            lines.append(f"{'-' if will is None else '+'} real {address} of vip {name}")
+        elif was != will:
+            lines.append(f"~ real {address} of vip {name}: {_differences(was, will)}")
+    rest = _differences(msgspec.structs.replace(old, reals=[]), msgspec.structs.replace(new, reals=[]))
+    return lines + ([f"~ vip {name}: {rest}"] if rest else [])
+
+
+def _differences(old: msgspec.Struct, new: msgspec.Struct) -> str:
+    return ", ".join(
+        f"{each} {getattr(old, each)} -> {getattr(new, each)}"
+        for each in old.__struct_fields__
+        if getattr(old, each) != getattr(new, each)
+    )

@@ -5,7 +5,6 @@ import ipaddress
 import struct
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from collector.balancer import maglev, next_hop, ring, vip_table
@@ -226,25 +225,3 @@ def _write_settings(plane: Dataplane, balancer: Balancer) -> None:
         budget=budget, refill=max(1, budget * _REFILL_TICKS // idle),
     )  # fmt: skip
     plane.maps["lb_settings"].update(u32(0), value)
-
-
-def vip_changes(name: str, old: Vip, new: Vip) -> list[str]:
-    """What differs between two versions of a VIP, a line each."""
-    lines = []
-    before, after = ({real.address: real for real in vip.reals} for vip in (old, new))
-    for address in sorted({*before, *after}):
-        was, will = before.get(address), after.get(address)
-        if was is None or will is None:
-            lines.append(f"{'-' if will is None else '+'} real {address} of vip {name}")
-        elif was != will:
-            lines.append(f"~ real {address} of vip {name}: {_differences(was, will)}")
-    rest = _differences(msgspec.structs.replace(old, reals=[]), msgspec.structs.replace(new, reals=[]))
-    return lines + ([f"~ vip {name}: {rest}"] if rest else [])
-
-
-def _differences(old: msgspec.Struct, new: msgspec.Struct) -> str:
-    return ", ".join(
-        f"{each} {getattr(old, each)} -> {getattr(new, each)}"
-        for each in old.__struct_fields__
-        if getattr(old, each) != getattr(new, each)
-    )

@@ -27,6 +27,7 @@ def collect(state: State) -> dict[str, Any]:
                     "address": real.address,
                     "weight": real.weight,
                     "drain": real.drain,
+                    "up": not state.is_down(name, real.address),
                     "backend": (backend := state.ledger.backend(name, real.address)),
                     "slots": share.get(backend, 0),
                     "former_slots": former.get(backend, 0),
@@ -63,7 +64,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     for name, vip in found["vips"].items():
         text.append(f"{name}  {vip['protocol']} {vip['address']} port {vip['port'] or 'any'}")
         for real in vip["reals"]:
-            state = "drains" if real["drain"] else f"weight {real['weight']}"
+            state = "drains" if real["drain"] else f"weight {real['weight']}" if real["up"] else "down"
             text.append(
                 f"  {real['address']:<40}{state:<14}{real['slots']:>6} slots"
                 f"{real['former_slots']:>7} former{real['packets']:>12} packets{real['flows']:>10} flows"

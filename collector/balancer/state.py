@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from collector import xdp
-from collector.balancer import checks, dataplane, encode, ledger, model, ring
+from collector.balancer import checks, dataplane, edit, encode, ledger, model, ring
 from collector.balancer.dataplane import Dataplane, u32
 from collector.balancer.layout import FLAGS
 from collector.balancer.ledger import Ledger
@@ -46,10 +46,12 @@ class State:
         place = place or xdp.PINS / dataplane.PLACE
         file = Path(config.state_dir) / "balancer" / f"{place.name}.json"
         lock = _lock(file)
-        known = ledger.read(file)
-        if limits is None:
-            limits = model.parse(known.applied).limits
-        plane = Dataplane.open(place, limits, known.program)
+        try:
+            known = ledger.read(file)
+            plane = Dataplane.open(place, limits or model.parse(known.applied).limits, known.program)
+        except BaseException:
+            os.close(lock)
+            raise
         if plane.fresh:  # the numbers of maps that are gone mean nothing
             known = Ledger()
         known.program = dataplane.digest()
@@ -172,26 +174,7 @@ class State:
 
     def changes(self, balancer: Balancer) -> list[str]:
         """What :meth:`apply` would change, a line each; empty if nothing."""
-        before, lines = self.applied, []
-        for name in sorted({*before.vips, *balancer.vips}):
-            old, new = before.vips.get(name), balancer.vips.get(name)
-            if old is None or new is None:
-                lines.append(f"{'-' if new is None else '+'} vip {name}")
-            else:
-                lines += encode.vip_changes(name, old, new)
-        for field in (
-            "interfaces",
-            "mode",
-            "source_ipv4",
-            "source_ipv6",
-            "next_hop",
-            "mtu",
-            "seed",
-            "limits",
-        ):
-            if getattr(before, field) != getattr(balancer, field):
-                lines.append(f"~ {field}: {getattr(before, field)} -> {getattr(balancer, field)}")
-        return lines
+        return edit.changes(self.applied, balancer)
 
     def remove(self) -> None:
         """Take the balancer off this host."""
