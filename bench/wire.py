@@ -1,7 +1,7 @@
 """Columns on the wire: packed bytes against standard Avro arrays, in total CPU from events to the table.
 
 The same batches of 25 columns in three ways: packed (ours); arrays through fastavro; arrays whose varints
-numpy writes and reads. Each way is encoded, compressed and decompressed as librdkafka does it (zstd, level 3),
+numpy writes and reads. Each is encoded, compressed and decompressed as librdkafka does it (zstd, level 3),
 decoded, made into a Native block and inserted into the engine, all in this process.
 """
 
