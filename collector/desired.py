@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from collector.desired_files import DesiredFiles
@@ -60,7 +60,8 @@ class DesiredState:
         self._shadowed: dict[str, str] = {}
         self._next_expiry: int | None = None
         self._started = 0.0
-        self._refused, self._refused_since = 0, 0.0
+        # Apart, so that garbage does not drown the answer to an operator's mistake.
+        self._quotas = {"unreadable messages": _Quota(), "documents": _Quota()}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="desired", daemon=True)
 
@@ -243,11 +244,8 @@ class DesiredState:
     def _refuse(
         self, name: str | None, sealed: Sealed | None, reason: str, source: Literal["kafka", "disk", "file"]
     ) -> None:
-        self._refused += 1
-        if self._refused > REFUSALS:
+        if not self._quotas["unreadable messages" if sealed is None else "documents"].take():
             return
-        if self._refused == 1:
-            self._refused_since = time.monotonic()
         row: Row = {"ts": now_us(), "state": "refused", "reason": reason[:1000], "source": source}
         if sealed is not None:
             row |= _identity(sealed.document) | {"digest": sealed.document.digest}
@@ -258,13 +256,35 @@ class DesiredState:
         self._put("applied", row)
 
     def _sum_up_refusals(self) -> None:
-        if not self._refused or time.monotonic() - self._refused_since < REFUSALS_S:
-            return
-        more, self._refused = self._refused - REFUSALS, 0
-        if more > 0:
-            reason = f"{more:,} more messages were refused within {REFUSALS_S:.0f} s"
-            log.warning("desired state: %s; who may write to the topic?", reason)
-            self._put("applied", {"ts": now_us(), "state": "refused", "reason": reason, "source": "kafka"})
+        for what, quota in self._quotas.items():
+            more = quota.over()
+            if more:
+                reason = f"{more:,} more {what} were refused within {REFUSALS_S:.0f} s"
+                log.warning("desired state: %s; who may write to the topic?", reason)
+                row = {"ts": now_us(), "state": "refused", "reason": reason, "source": "kafka"}
+                self._put("applied", row)
+
+
+@dataclass
+class _Quota:
+    """So many rows in so many seconds; the rest is counted."""
+
+    used: int = 0
+    since: float = 0.0
+
+    def take(self) -> bool:
+        """Whether there is room for one more."""
+        if not self.used:
+            self.since = time.monotonic()
+        self.used += 1
+        return self.used <= REFUSALS
+
+    def over(self) -> int:
+        """At the end of the time: how many there was no room for; then it begins anew."""
+        if not self.used or time.monotonic() - self.since < REFUSALS_S:
+            return 0
+        more, self.used = max(0, self.used - REFUSALS), 0
+        return more
 
 
 def _marks(wanted: dict[str, Accepted]) -> dict[str, tuple[int, str]]:

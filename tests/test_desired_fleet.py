@@ -207,7 +207,11 @@ def test_a_flood_of_garbage_is_summed_up(
     assert producer.flush(30) == 0
     board.publish([Draft(THING, "after", {"say": 1})])
     until(lambda: host.handlers[0].now == {"after": 1}, 5, "the good one came through")
-    until(lambda: any("more messages were refused" in row.get("reason", "") for row in host.sent), 15)
+    raw("rule/mistake", desired.seal(document(id="mistake")))
+    until(lambda: host.said("rule/mistake"), 1.5, "a mistake is answered even so")
+    until(
+        lambda: any("more unreadable messages were refused" in row.get("reason", "") for row in host.sent), 15
+    )
     refused = [row for row in host.sent if row.get("state") == "refused"]
     assert state_module.REFUSALS < len(refused) <= 3 * (state_module.REFUSALS + 1)
     raw("thing/flood", None)
