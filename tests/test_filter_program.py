@@ -12,6 +12,7 @@ from filtering import frames
 from scapy.all import IP, TCP, UDP, Dot1Q, Ether, IPv6, Raw
 
 from collector import bpf_sys
+from collector.filter.assembler import R0, Assembler
 from collector.filter.host import Filter
 from collector.filter.language import Document, Rule
 from collector.filter.layout import NO_RULE
@@ -293,6 +294,39 @@ def test_weights_estimate_the_truth_and_a_flood_costs_no_more(bench: Bench) -> N
     assert bench.count("dns", "drop") == sent
     assert records < 2000 * 6 * 1.5
     assert abs(estimate / sent - 1) < 4 / records**0.5 + 0.005, (estimate, sent, records)
+
+
+def test_heavy_hitters_name_who_sends_most(bench: Bench) -> None:
+    bench.apply(rule("dns", "udp dst port 53", sample=5000))
+    for _ in range(20):
+        bench.send(udp("198.51.100.7", 53), 20_000)
+        bench.send(udp("203.0.113.200", 80), 2000)
+    tops = bench.host.top()
+    dropped = {each.kind: each for each in reversed(tops) if each.verdict == "drop"}
+    assert {kind: each.item for kind, each in dropped.items()} == {
+        "source": "198.51.100.7", "source_net": "198.51.100.0/24", "destination": "192.0.2.1",
+        "port": "53", "length": str(len(udp(port=53))), "ttl": "64",
+    }  # fmt: skip
+    assert all(abs(each.packets / 400_000 - 1) < 0.25 for each in dropped.values())
+    assert ("port", "pass", "80") in {(each.kind, each.verdict, each.item) for each in tops}
+    assert bench.host.top() == []
+
+
+def test_what_passes_goes_on_to_the_next_program(bench: Bench) -> None:
+    bench.apply(rule("dns", "udp dst port 53"))
+    code = Assembler()
+    code.constant(R0, 3)  # XDP_TX
+    code.leave()
+    following = bpf_sys.prog_load(bpf_sys.ProgType.XDP, code.finish(), "following")
+    try:
+        bench.host.chain(following)
+        assert [bench.send(udp(port=port)) for port in (53, 54)] == [DROP, 3]
+        bench.apply(rule("dns", "udp dst port 53 or tcp"))
+        assert bench.send(udp(port=54)) == 3  # a change of rules does not break the chain
+        bench.host.chain(None)
+        assert bench.send(udp(port=54)) == PASS
+    finally:
+        os.close(following)
 
 
 def test_random_bytes_never_abort(bench: Bench) -> None:

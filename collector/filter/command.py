@@ -127,7 +127,7 @@ def show(local: "Local", name: str) -> None:
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
 def rm(local: "Local", names: tuple[str, ...]) -> None:
-    """Remove rules."""
+    """Remove rules; what they counted goes with them."""
     from collector.filter.local import editing
 
     _said(local.change(editing(names, lambda _: None), f"rm {' '.join(names)}"), "removed")
@@ -154,7 +154,7 @@ def shadow(local: "Local", names: tuple[str, ...]) -> None:
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
 def enforce(local: "Local", names: tuple[str, ...]) -> None:
-    """Put rules in force."""
+    """Put rules in force: from now on they drop or limit."""
     _mode(local, names, "enforce")
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from types import TracebackType
 
@@ -29,6 +30,9 @@ from collector.filter.layout import (
     MAX_SETS,
     NEXT,
     SCRATCH,
+    TOP_KEY,
+    TOP_KINDS,
+    TOP_VALUE,
     VERDICTS,
     WINDOW_MS,
     Control,
@@ -61,6 +65,17 @@ class Count:
 
     rule: str
     verdict: str
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Top:
+    """A heavy hitter: what (`source`, `port` …), which, and how much, estimated from samples."""
+
+    kind: str
+    verdict: str
+    item: str
     packets: int
     bytes: int
 
@@ -255,6 +270,36 @@ class Filter:
         """Frames that a rule matched and the allow-list let through."""
         return int(self._scratch()["allowed"].sum())
 
+    def top(self) -> list[Top]:
+        """Heavy hitters since the last call, estimated; the most packets first."""
+        keys, values, entries = self.maps["filter_top"].read(delete=True)
+        pairs = zip(np.frombuffer(keys, TOP_KEY), np.frombuffer(values, TOP_VALUE), strict=True)
+        found = [
+            Top(
+                TOP_KINDS[key["kind"]], VERDICTS[key["verdict"]], _item(int(key["kind"]), bytes(key["item"])),
+                int(value["packets"]), int(value["bytes"]),
+            )
+            for key, value in pairs
+        ]  # fmt: skip
+        assert len(found) == entries
+        return sorted(found, key=lambda each: -each.packets)
+
+    # --- passing on ---
+
+    def chain(self, program_fd: int | None) -> None:
+        """Let an XDP program (the balancer) have what passes, in the same pass; None: nothing follows."""
+        place = self.maps["filter_next"]
+        flags, window, budget, half, _ = self.tables.config()
+        if program_fd is None:
+            self.tables.put(half, flags & ~NEXT, window, budget)
+            place.delete(bytes(4))
+        else:
+            place.update(bytes(4), program_fd.to_bytes(4, "little"))
+            self.tables.put(half, flags | NEXT, window, budget)
+        self.state.chained = program_fd is not None
+        if self.pins:
+            self.state.write(self.directory / "state.json")
+
     # --- ending ---
 
     def adopt(self) -> None:
@@ -294,6 +339,17 @@ class Filter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _item(kind: int, raw: bytes) -> str:
+    """An address or a number, for people."""
+    if kind > TOP_KINDS.index("destination"):
+        return str(int.from_bytes(raw[:8], "little"))
+    address = IPv6Address(raw)
+    text = str(address.ipv4_mapped or address)
+    if TOP_KINDS[kind] != "source_net":
+        return text
+    return text + ("/24" if address.ipv4_mapped else "/64")
 
 
 def _used(document: Document, expressions: Mapping[str, Expression]) -> set[str]:
