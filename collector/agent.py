@@ -137,11 +137,9 @@ class Agent:
     # ── The loop ─────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
-        """Until :meth:`stop` (SIGTERM, SIGINT and SIGHUP call it)."""
+        """Until :meth:`stop`; a signal that has a handler wakes the loop."""
         wake, wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_in)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self.stop)
         poll = select.epoll()
         poll.register(wake, select.EPOLLIN)
         for each in self.reading.rings:

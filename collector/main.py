@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -74,6 +75,8 @@ def _follow_desired_state(agent: "Agent", *, kafka: bool = True) -> None:
 
 
 def _run(agent: "Agent", started: Callable[[], None] = lambda: None) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, agent.stop)  # before anything is attached: the end is always an orderly one
     agent.start()
     started()
     names = ", ".join(each.probe.name for each in agent.attached)

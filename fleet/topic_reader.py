@@ -28,8 +28,9 @@ def read(
         places = [TopicPartition(topic, number, start) for number in listed.partitions]
         if since_ms is not None:
             places = _offsets(consumer, [TopicPartition(topic, each.partition, since_ms) for each in places])
+        ends = None if follow else _ends(consumer, places)
         consumer.assign(places)
-        yield from _values(consumer, len(places), follow)
+        yield from _values(consumer, ends)
     except KafkaException as error:
         raise unreachable(options, error) from None
     finally:
@@ -51,16 +52,32 @@ def _offsets(consumer: Any, places: list[Any]) -> list[Any]:
     return list(consumer.offsets_for_times(places, timeout=10))
 
 
-def _values(consumer: Any, partitions: int, follow: bool) -> Iterator[bytes]:
+def _ends(consumer: Any, places: list[Any]) -> dict[int, int]:
+    """Partition → where its log ends now; without those that hold nothing."""
+    ends = {}
+    for place in places:
+        low, high = consumer.get_watermark_offsets(place, timeout=10)
+        if high > max(low, place.offset):
+            ends[place.partition] = high
+    return ends
+
+
+def _values(consumer: Any, ends: dict[int, int] | None) -> Iterator[bytes]:
+    """Values up to ``ends``, however fast more are coming; without ends, for ever."""
     from confluent_kafka import KafkaError, KafkaException
 
-    at_end: set[int] = set()
-    while follow or len(at_end) < partitions:
+    while ends is None or ends:
         for message in consumer.consume(500, timeout=0.5):
-            if message.error() is None:
+            number, error = message.partition(), message.error()
+            if ends is not None and number not in ends:
+                continue
+            if error is None:
                 if message.value() is not None:
                     yield message.value()
-            elif message.error().code() == KafkaError._PARTITION_EOF:
-                at_end.add(message.partition())
-            elif message.error().fatal():
-                raise KafkaException(message.error())
+                if ends is not None and message.offset() + 1 >= ends[number]:
+                    del ends[number]
+            elif error.code() == KafkaError._PARTITION_EOF:
+                if ends is not None:
+                    del ends[number]
+            elif error.fatal():
+                raise KafkaException(error)
