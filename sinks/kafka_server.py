@@ -150,6 +150,8 @@ class KafkaServer:
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,
+            # Longer than any topic is kept: a sink that was away for weeks must find where it was.
+            "offsets.retention.minutes": 60 * 24 * 60,
             "transaction.state.log.replication.factor": 1,
             "transaction.state.log.min.isr": 1,
             "transaction.state.log.num.partitions": 4,

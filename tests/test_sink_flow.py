@@ -118,7 +118,9 @@ def test_an_open_intent_is_finished_as_it_was_begun(place: Place) -> None:
     (letter,) = place.letters()
     headers = dict(letter.headers())
     assert (headers["offset"], headers["reason"]) == (b"4", b"unknown_schema")
-    assert sink.metrics()['bpfleet_sink_inserts_total{stream="flow"}'] == 6  # [2, 7) and five more
+    assert (
+        sink.metrics()['bpfleet_sink_inserts_total{stream="flow"}'] == 3
+    )  # [2, 7), four that waited, the last
 
 
 def test_what_had_landed_before_the_crash_is_not_repeated(place: Place) -> None:
@@ -147,19 +149,19 @@ def slow(place: Place, sink: Any) -> bool:
 
 
 def test_memory_is_bounded_while_the_store_is_away(place: Place, store: Any) -> None:
-    """40 MB wait in Kafka, 4 MB may be held: partitions pause, and all of it arrives afterwards."""
+    """10 MB wait in Kafka, 1 MB may be held: partitions pause, and all of it arrives afterwards."""
     sender = started(place)
-    place.settings["buffer_mb"] = 4
+    place.settings["buffer_mb"] = 1
     sink = place.sink()
     sender.send(TOPIC, [batch(STREAM, 0, 1, 0)])
     eventually(lambda: place.once(STREAM, 1))
     store.pause()
     try:
         rows = 20_000
-        sender.send(TOPIC, (batch(STREAM, 1 + rows * n, rows, 1 + n) for n in range(100)))
+        sender.send(TOPIC, (batch(STREAM, 1 + rows * n, rows, 1 + n) for n in range(40)))
         eventually(lambda: slow(place, sink))
         time.sleep(1)
-        assert sink.metrics()["bpfleet_sink_held_bytes"] < 8 << 20
+        assert sink.metrics()["bpfleet_sink_held_bytes"] < 3 << 20
     finally:
         store.resume()
-    eventually(lambda: place.once(STREAM, 1 + 100 * rows), seconds=40)
+    eventually(lambda: place.once(STREAM, 1 + 40 * rows), seconds=40)
