@@ -5,7 +5,6 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 STATE ?= $(CURDIR)/.state
-export BPFLEET_STATE_DIR ?= $(STATE)
 SOURCES := schemas collector sinks fleet tests bench
 
 .PHONY: help run test check docs bench soak install lock clean setup-run setup-test
@@ -14,7 +13,7 @@ help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 run: setup-run  ## set up, then everything on this machine with a live view
-	@$(BIN)/bpfleet run
+	@BPFLEET_STATE_DIR=$${BPFLEET_STATE_DIR:-$(STATE)} $(BIN)/bpfleet run
 
 test: setup-test check  ## set up, then every test, on the real kernel, Kafka and ClickHouse engine
 	@$(BIN)/pytest

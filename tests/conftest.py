@@ -19,6 +19,10 @@ from sinks.kafka_server import KafkaServer
 if TYPE_CHECKING:
     from sinking import Place
 
+# Settings of whoever runs the tests are not the tests' settings.
+for name in [each for each in os.environ if each.startswith("BPFLEET_") and each != "BPFLEET_SOAK"]:
+    del os.environ[name]
+
 
 class StoreProcess:
     """`bpfleet store` as a process of its own, on a fixed port and directory over all its lives.

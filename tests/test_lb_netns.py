@@ -144,10 +144,10 @@ def test_the_controlling_process_may_be_killed_at_any_moment(balanced: Balanced,
 
 
 def test_explain_tells_where_packets_go(balanced: Balanced) -> None:
-    said = balanced.lb("explain", "tcp 10.9.0.1:40000 -> 198.51.100.1:7000")
+    said = balanced.lb("explain", "tcp 10.9.0.1:20123 -> 198.51.100.1:7000")
     text = (
         "import socket\n"
-        "s = socket.create_connection(('198.51.100.1', 7000), source_address=('10.9.0.1', 40000))\n"
+        "s = socket.create_connection(('198.51.100.1', 7000), source_address=('10.9.0.1', 20123))\n"
         "s.sendall(b'x\\n'); print(s.makefile().readline().strip())"
     )
     owner = balanced.net.python("client", text).strip()
