@@ -16,9 +16,10 @@ from typing import Any
 
 from collector import bpf_sys, inventory, memory, metrics, privileges, probes, tracefs
 from collector.clock import now_us
-from collector.health import Health, Row, loss_row, restart_row
+from collector.companion import Companion
+from collector.health import Health, Row, RunTimes, loss_row, restart_row
 from collector.losses import Losses
-from collector.output import Companion, Output
+from collector.output import Output
 from collector.probes import Attached
 from collector.reading import Reading
 from collector.sequence import Sequences
@@ -72,6 +73,7 @@ class Agent:
         self._beat = Every(HEARTBEAT_S)
         self._timers = (self._cut, self._read, self._tell, self._beat)
         self.companions: list[Companion] = []
+        self.costs: dict[str, RunTimes] = {}  # of programs that handlers loaded, by a name for people
         self.resolve: Callable[[], None] = lambda: None  # enters Kafka's answers into the journal
 
     # ── Start and stop ───────────────────────────────────────────────────────────────────────────
@@ -91,10 +93,10 @@ class Agent:
         if not self.attached:
             raise BpfleetError("no probe could be loaded; `bpfleet check` says why for each")
         self._begin_reading(enums)
-        privileges.drop()
+        privileges.drop(privileges.kept_for(self.config.collector.kinds))
         if self.config.collector.metrics_port:
             self._endpoint = metrics.Endpoint(self.config.collector.metrics_port)
-        self.health = Health(self.attached, self.output.streams, self.output.spooled)
+        self.health = Health(self.attached, self.output.streams, self.output.spooled, self.costs)
         memory.settle()
 
     def _begin_reading(self, enums: dict[str, dict[int, str]]) -> None:
@@ -186,6 +188,8 @@ class Agent:
         for companion in self.companions:
             for stream, made in companion.rows().items():
                 self._ship_rows(stream, made)
+            for stream, ready, sample_rate in companion.batches():
+                self.output.ship(self._streams[stream], ready, sample_rate)
 
     def _ship_cgroups(self) -> None:
         fresh = self.reading.fresh_cgroups()

@@ -8,16 +8,14 @@ disk, or there are files) no handler is called: what a former collector left in 
 """
 
 import logging
-import os
 import re
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+from collector.companion import Companion, Row
 from collector.desired_files import DesiredFiles
 from collector.desired_ledger import Accepted, Ledger
 from collector.desired_topic import DesiredTopic
@@ -33,16 +31,15 @@ WAIT_S = 0.5  # for a message, between two looks at files and times
 GRACE_S = 2.0  # how long Kafka may take before the state on disk counts
 SKEW_US = 300_000_000  # clocks further apart are worth a word
 REFUSALS, REFUSALS_S = 200, 10.0  # so many refused messages are reported in so many seconds
-ROWS = 50_000  # that wait for the agent
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}/[\w.:@-]{1,128}", re.ASCII)
-Row = dict[str, Any]
 
 
-class DesiredState:
+class DesiredState(Companion):
     """Everything between the sources and the handlers."""
 
     def __init__(self, config: Config, handlers: Iterable[Handler], *, kafka: bool = True) -> None:
         """``kafka`` False: files only. Raises UsageError for keys that it cannot read."""
+        super().__init__()
         keys = signing.trusted_keys(config.collector.trusted_keys)
         trust = Trust(keys, tuple(config.collector.signed_kinds))
         self._workers = {each.kind.name: Worker(each, self._tell) for each in handlers}
@@ -50,8 +47,6 @@ class DesiredState:
         self._ledger = Ledger(config, trust, kinds)
         self._files = DesiredFiles(config, kinds)
         self._topic = DesiredTopic(config) if kafka else None
-        self._rows: deque[tuple[str, Row]] = deque(maxlen=ROWS)
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable when :meth:`rows` has some
         self._on_disk = False
         self._changed = True
         self._distributed = False  # the handlers know what is wanted
@@ -70,16 +65,6 @@ class DesiredState:
     def start(self) -> None:
         """Begin to read; handlers are called from now on."""
         self._thread.start()
-
-    def rows(self) -> dict[str, list[Row]]:
-        """What happened since the last call: rows of `applied` and `desired`, by stream. From any thread."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self.fd)
-        taken: dict[str, list[Row]] = {}
-        while self._rows:
-            stream, row = self._rows.popleft()
-            taken.setdefault(stream, []).append(row)
-        return taken
 
     def again(self, kind: str) -> None:
         """Have this kind's handler called again: something of its own accord has changed. From any thread."""
@@ -182,7 +167,7 @@ class DesiredState:
     def _look_at_files(self) -> None:
         self._changed |= self._files.poll()
         for accepted in self._files.fresh:
-            self._put("desired", _audit(accepted))
+            self.put("desired", _audit(accepted))
         for name, reason in self._files.refusals:
             log.warning("desired state: %s: %s", name, reason)
             self._refuse(name, None, reason, "file")
@@ -221,10 +206,6 @@ class DesiredState:
 
     # ── Reports ──────────────────────────────────────────────────────────────────────────────────
 
-    def _put(self, stream: str, row: Row) -> None:
-        self._rows.append((stream, row))
-        os.eventfd_write(self.fd, 1)
-
     def _tell_shadowed(self, shadowed: dict[str, Accepted]) -> None:
         for name, each in shadowed.items():
             if self._shadowed.get(name) != each.digest:
@@ -239,7 +220,7 @@ class DesiredState:
             )
         duration = int((time.monotonic() - accepted.at) * 1e6)
         row = {**_row(accepted), "state": state, "reason": reason[:1000], "duration_us": duration}
-        self._put("applied", row)
+        self.put("applied", row)
 
     def _refuse(
         self, name: str | None, sealed: Sealed | None, reason: str, source: Literal["kafka", "disk", "file"]
@@ -253,7 +234,7 @@ class DesiredState:
             row["kind"], _, row["id"] = name.partition("/")
         else:
             row["id"] = repr(name)[:128]
-        self._put("applied", row)
+        self.put("applied", row)
 
     def _sum_up_refusals(self) -> None:
         for what, quota in self._quotas.items():
@@ -262,7 +243,7 @@ class DesiredState:
                 reason = f"{more:,} more {what} were refused within {REFUSALS_S:.0f} s"
                 log.warning("desired state: %s; who may write to the topic?", reason)
                 row = {"ts": now_us(), "state": "refused", "reason": reason, "source": "kafka"}
-                self._put("applied", row)
+                self.put("applied", row)
 
 
 @dataclass

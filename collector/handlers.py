@@ -1,7 +1,10 @@
 """The handlers of desired state that this installation has: entry points ``bpfleet.handlers``.
 
 Each names a function that takes the :class:`collector.agent.Agent` and returns a handler; the entry's name is
-the kind's. One that cannot be made is left out, and hosts that are asked for its kind say that they lack it.
+the kind's. Only those of ``collector.kinds`` are made. One that cannot be made is left out, and hosts that are
+asked for its kind say that they lack it. A handler that has rows to ship appends a
+:class:`collector.companion.Companion` to ``agent.companions``; the run time of its programs is measured once
+they stand in ``agent.costs``.
 """
 
 import logging
@@ -21,6 +24,8 @@ def make(agent: "Agent") -> list[Handler]:
     """One handler of each kind."""
     made: list[Handler] = []
     for entry in sorted(entry_points(group="bpfleet.handlers"), key=lambda each: each.name):
+        if entry.name not in agent.config.collector.kinds:
+            continue
         try:
             made.append(entry.load()(agent))
         except (BpfleetError, ImportError) as error:

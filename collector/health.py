@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from collector.bpf_sys import ProgInfo
 from collector.losses import Loss
 from collector.output import Shipped
 from collector.probes import Attached
 
 Row = dict[str, Any]
+RunTimes = Callable[[], Mapping[str, ProgInfo]]  # by hook, since they were loaded
 Totals = dict[tuple[str, ...], dict[str, int]]
 LOST_REASON = {"ring": "ring_full", "aggregate": "map_full"}
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -39,8 +41,10 @@ class Health:
         attached: Iterable[Attached],
         shipped: Mapping[str, Shipped],
         spool: Callable[[], tuple[int, int]],
+        costs: Mapping[str, RunTimes],
     ) -> None:
-        self._attached, self._shipped, self._spool = list(attached), shipped, spool
+        """``costs`` is looked at anew each time: programs come and go with desired state."""
+        self._attached, self._shipped, self._spool, self._costs = list(attached), shipped, spool, costs
         self._probe_of = {
             stream.name: probe.probe.name for probe in self._attached for stream in probe.probe.streams
         }
@@ -77,11 +81,13 @@ class Health:
 
     def _measure(self) -> Totals:
         totals: Totals = {("process", ""): {"cpu_us": cpu_us()}}
-        for probe in self._attached:
-            for hook, info in probe.run_times().items():
-                totals["program", probe.probe.name, hook] = {
+        timed = {each.probe.name: each.run_times for each in self._attached} | dict(self._costs)
+        for name, run_times in timed.items():
+            for hook, info in run_times().items():
+                totals["program", name, hook] = {
                     "run_ns": info.run_time_ns, "runs": info.run_count, "missed": info.missed,
                 }  # fmt: skip
+        for probe in self._attached:
             for stream, counts in probe.counts().items():
                 totals["stream", stream] = {
                     "made": counts.made, "lost": counts.lost, "sampled_out": counts.sampled_out,

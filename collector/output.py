@@ -6,7 +6,6 @@ from typing import Protocol
 
 from schemas.columns import Column
 from schemas.declare import Stream
-from schemas.rows import Row
 
 
 @dataclass
@@ -20,21 +19,6 @@ class Shipped:
     shed: int = 0  # rows
     refused: int = 0  # rows
     invalid: int = 0  # events that could not be decoded
-
-
-class Companion(Protocol):
-    """Something that runs beside the probes and has rows of its own now and then (desired state)."""
-
-    fd: int  # readable when there are rows
-
-    def start(self) -> None:
-        """Begin; called once the collector is up."""
-
-    def rows(self) -> dict[str, list[Row]]:
-        """What happened since the last call, by stream."""
-
-    def stop(self) -> None:
-        """End."""
 
 
 class Output(Protocol):

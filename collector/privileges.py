@@ -6,6 +6,7 @@ Capabilities belong to threads: :func:`drop` comes before any other thread is ma
 import ctypes
 import os
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from schemas.errors import BpfleetError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _VERSION_3 = 0x20080522
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _CLEAR_ALL = 24, 38, 47, 4
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _RAISE, _CLEAR_ALL = 24, 38, 47, 2, 4
 BTF = Path("/sys/kernel/btf/vmlinux")
 
 
@@ -31,6 +32,8 @@ class Capability(IntEnum):
 
 # Once attached: read maps (BPF, PERFMON), cgroup handles and tracefs (DAC_READ_SEARCH), symbols (SYSLOG).
 KEPT = frozenset({Capability.BPF, Capability.PERFMON, Capability.DAC_READ_SEARCH, Capability.SYSLOG})
+# Desired state of these kinds attaches programs to interfaces while the collector runs.
+NETWORK_KINDS = frozenset({"filter", "lb"})
 # To load and attach; SYS_ADMIN stands for the first two on kernels before 5.8, and turns statistics on.
 NEEDED = (Capability.BPF, Capability.PERFMON)
 
@@ -62,8 +65,16 @@ def require() -> None:
         )
 
 
+def kept_for(kinds: Iterable[str]) -> frozenset[Capability]:
+    """What a collector that takes these kinds of desired state keeps."""
+    return KEPT | {Capability.NET_ADMIN} if NETWORK_KINDS & set(kinds) else KEPT
+
+
 def drop(kept: frozenset[Capability] = KEPT) -> None:
-    """Give up every capability but ``kept``, for good: bounding set, ambient set, no_new_privs."""
+    """Give up every capability but ``kept``, for good: bounding set, no_new_privs.
+
+    Children keep what this process keeps (ambient set): the loader's child compiles and attaches later, too.
+    """
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     if has(Capability.SYS_ADMIN) or os.geteuid() == 0:
         for number in range(last + 1):
@@ -74,6 +85,9 @@ def drop(kept: frozenset[Capability] = KEPT) -> None:
     mask = sum(1 << each for each in kept) & effective()
     header = ctypes.create_string_buffer(struct.pack("=Ii", _VERSION_3, 0), 8)
     low, high = mask & 0xFFFFFFFF, mask >> 32
-    data = ctypes.create_string_buffer(struct.pack("=6I", low, low, 0, high, high, 0), 24)
+    data = ctypes.create_string_buffer(struct.pack("=6I", low, low, low, high, high, high), 24)
     if _libc.capset(header, data):
         raise BpfleetError(f"cannot drop capabilities: {os.strerror(ctypes.get_errno())}")
+    for number in range(last + 1):
+        if mask >> number & 1:
+            _libc.prctl(_PR_CAP_AMBIENT, _RAISE, number, 0, 0)

@@ -116,6 +116,13 @@ class Collector(Struct, forbid_unknown_fields=True):
     signed_kinds: Annotated[
         list[str], Meta(description="kinds of desired state that need a signature, once a key is trusted")
     ] = field(default_factory=lambda: ["filter", "lb"])
+    kinds: Annotated[
+        list[str],
+        Meta(
+            description="kinds of desired state this host takes; `filter` and `lb` make it keep the right to "
+            "change interfaces"
+        ),
+    ] = field(default_factory=lambda: ["filter", "lb", "probe"])
     desired_dir: Annotated[
         str, Meta(description="file or directory of desired state of this host's own, YAML or JSON")
     ] = ""

@@ -34,7 +34,7 @@ def test_only_what_is_needed_stays() -> None:
     seen = status(run(DROPPED + "print(Path('/proc/self/status').read_text())"))
     kept = sum(1 << each for each in KEPT) & effective()
     assert int(seen["CapEff"], 16) == int(seen["CapPrm"], 16) == kept
-    assert int(seen["CapInh"], 16) == int(seen["CapAmb"], 16) == 0
+    assert int(seen["CapInh"], 16) == int(seen["CapAmb"], 16) == kept
     assert int(seen["CapBnd"], 16) & ~sum(1 << each for each in KEPT) == 0
     assert seen["NoNewPrivs"] == "1"
 
@@ -67,6 +67,31 @@ def test_a_child_gets_nothing_back() -> None:
     code = "import subprocess; print(subprocess.check_output(['cat', '/proc/self/status'], text=True))"
     seen = status(run(DROPPED + code))
     assert int(seen["CapEff"], 16) & ~sum(1 << each for each in KEPT) == 0
+
+
+@pytest.mark.parametrize("user", [0, 65534])
+def test_a_probe_can_still_be_loaded_later(user: int) -> None:
+    become = f"""
+import ctypes, os
+from collector import privileges, loader
+from schemas import declare
+from schemas.errors import BpfleetError
+libc = ctypes.CDLL(None)
+libc.prctl(8, 1, 0, 0, 0)  # PR_SET_KEEPCAPS
+os.setgid({user}); os.setuid({user})
+"""
+    raised = """
+from struct import pack
+header = ctypes.create_string_buffer(pack("=Ii", 0x20080522, 0), 8)
+mask = sum(1 << each for each in privileges.KEPT)
+low, high = mask & 0xFFFFFFFF, mask >> 32
+libc.capset(header, ctypes.create_string_buffer(pack("=6I", low, low, 0, high, high, 0), 24))
+privileges.drop()
+probe = declare.load()["runq_latency"]
+result = loader.load([loader.probe_source(probe)])
+print(result.failed, [each.link_fd is not None for each in result.loaded["runq_latency"].programs])
+"""
+    assert run(become + raised).startswith("{} [True")
 
 
 def test_without_capabilities_the_reason_is_one_line() -> None:
