@@ -1,7 +1,7 @@
 """The handlers of desired state that this installation has: entry points ``bpfleet.handlers``.
 
-Each names a function that takes the :class:`collector.agent.Agent` and returns a handler; the entry's name is
-the kind's. Only those of ``collector.kinds`` are made. One that cannot be made is left out, and hosts that are
+Each names a function that takes the :class:`collector.agent.Agent` and returns a handler; its name is the
+kind's. Only those of ``collector.kinds`` are made. One that cannot be made is left out, and hosts that are
 asked for its kind say that they lack it. A handler that has rows to ship appends a
 :class:`collector.companion.Companion` to ``agent.companions``; the run time of its programs is measured once
 they stand in ``agent.costs``.
