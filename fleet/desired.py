@@ -5,7 +5,6 @@ of some hundred kilobytes for a thousand hosts is one row. What the hosts made o
 """
 
 import getpass
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from schemas import declare, desired, rows, topics, wire
+from fleet.events import Events
+from schemas import declare, desired, topics
 from schemas.admin import COMPACTED, PATIENCE, QUIET, prepare
 from schemas.config import Config, kafka_options
 from schemas.desired import Document, Kind, Refused, Scope, Sealed, now_us
@@ -22,13 +22,10 @@ from schemas.signing import PrivateKey, private_key
 
 DAY_US = 86_400_000_000
 SWEEP = 200  # long expired documents taken off the topic with one publication
-TRAIL_BYTES = 700_000  # of specs in one batch of the trail
 CONSUMER = {"group.id": "bpfleet-desired", "enable.auto.commit": False, "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
             "fetch.wait.max.ms": 10}  # fmt: skip  # other requests queue behind a fetch that waits
-# Not idempotent: asking for a producer id takes most of a second, and a document heard twice is heard once.
-PRODUCER = {"acks": "all", "max.in.flight": 1, "linger.ms": 0, "message.timeout.ms": int(PATIENCE * 1000),
-            "compression.type": "zstd"}  # fmt: skip
+TRAIL = declare.streams()["desired"]
 
 EVERYWHERE = Scope()
 
@@ -54,9 +51,8 @@ class Board:
         file = config.operator.key_file
         self._key = key or (private_key(Path(file)) if file else None)
         self._consumer: Any = None
-        self._producer: Any = None
         self._offset = 0
-        self._session, self._batches = uuid.uuid4().bytes, 0  # stand for boot and seq in the trail
+        self.events = Events(config)  # the trail, and what else its owner ships
         self._prepared = False
         self.documents: dict[str, Sealed] = {}  # by name; as of the last refresh
 
@@ -176,41 +172,21 @@ class Board:
         return document
 
     def _send(self, documents: list[Document]) -> list[Document]:
-        from confluent_kafka import KafkaException, Producer
+        from confluent_kafka import KafkaException
 
         messages = [(each.name.encode(), desired.seal(each, self._key)) for each in documents]
-        failed: list[str] = []
-
-        def heard(error: Any, _: Any) -> None:
-            if error is not None:
-                failed.append(error.str())
-
+        signer = self._key.public.text if self._key else ""
         try:
             self._prepare()
-            if self._producer is None:
-                self._producer = Producer({**self._options, **PRODUCER, **QUIET})
-            for batch in self._trail(documents):
-                self._producer.produce(topics.AUDIT, batch, self._config.host, on_delivery=heard)
-            for key, value in messages:
-                self._produce(topics.DESIRED, value, key, heard)
-            for name in self._stale():
-                self._produce(topics.DESIRED, None, name.encode(), heard)
-            left = self._producer.flush(PATIENCE + 1)
         except KafkaException as error:
             raise topics.unreachable(self._options, error) from None
-        if failed or left:
-            self._producer.purge()
-            reason = failed[0] if failed else "no answer"
-            raise BpfleetError(f"Kafka did not take all of it: {reason}; publish it again")
+        self.events.put(TRAIL, [desired.audit_row(each, signer, "kafka") for each in documents])
+        for key, value in messages:
+            self.events.produce(topics.DESIRED, value, key)
+        for name in self._stale():
+            self.events.produce(topics.DESIRED, None, name.encode())
+        self.events.settle()
         return documents
-
-    def _produce(self, topic: str, value: bytes | None, key: bytes, heard: Any) -> None:
-        while True:
-            try:
-                self._producer.produce(topic, value, key, on_delivery=heard)
-                return
-            except BufferError:  # the queue is full: let it flow
-                self._producer.poll(0.1)
 
     def _prepare(self) -> None:
         """Make the topics once there is something for them."""
@@ -218,28 +194,8 @@ class Board:
             return
         consumer = self._open()
         if not (self._exists(consumer, topics.DESIRED) and self._exists(consumer, topics.AUDIT)):
-            prepare(self._config, [declare.streams()["desired"]], {topics.DESIRED: COMPACTED})
+            prepare(self._config, [TRAIL], {topics.DESIRED: COMPACTED})
         self._prepared = True
-
-    def _trail(self, documents: list[Document]) -> Iterable[bytes]:
-        stream = declare.streams()["desired"]
-        signer = self._key.public.text if self._key else ""
-        batch: list[dict[str, Any]] = []
-        size = 0
-        made = [desired.audit_row(each, signer, "kafka") for each in documents]
-        for row in made:
-            if batch and size + len(row["spec"]) > TRAIL_BYTES:
-                yield self._encode(stream, batch)
-                batch, size = [], 0
-            batch.append(row)
-            size += len(row["spec"]) + 500
-        if batch:
-            yield self._encode(stream, batch)
-
-    def _encode(self, stream: declare.Stream, batch: list[dict[str, Any]]) -> bytes:
-        envelope = wire.Envelope(self._config.host, self._session, self._batches)
-        self._batches += 1
-        return wire.encode(stream, envelope, rows.columns(stream, batch))
 
     def _stale(self) -> list[str]:
         """Names whose last word was over a day ago: no host minds them any more."""

@@ -87,7 +87,8 @@ def columns(stream: Stream, rows: Sequence[Mapping[str, Any]]) -> dict[str, Colu
         if field.avro_kind == "string":
             made[field.name] = _dictionary([str(row.get(field.name, "")) for row in rows])
         else:
-            made[field.name] = np.array([row.get(field.name, 0) for row in rows], np.int64)
+            kind = np.float64 if field.avro_kind in ("float", "double") else np.int64
+            made[field.name] = np.array([row.get(field.name, 0) for row in rows], kind)
     return made
 
 

@@ -254,7 +254,7 @@ def test_the_trail_has_each_publication_once(board: Board, broker: KafkaServer) 
     one = next(row for row in found if row["id"] == "t1")
     assert one["signer"] == KEY.public.text and one["comment"] == "why" and json.loads(one["spec"])["say"]
     assert one["digest"] == board.refresh()["thing/t1"].document.digest
-    ours = [each.envelope for each in batches if each.envelope.boot == board._session]
+    ours = [each.envelope for each in batches if each.envelope.boot == board.events.session]
     assert [each.seq for each in ours] == list(range(len(ours))), "no gap that would look like a loss"
 
 
