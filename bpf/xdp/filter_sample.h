@@ -146,7 +146,7 @@ INLINE u64 filter_record(struct xdp_md *ctx, struct filter_scratch *scratch)
     __builtin_memcpy(event->destination, frame.destination, 16);
     event->weight = 1U << shift;
     event->length = length;
-    event->interface = ctx->ingress_ifindex;
+    event->ifindex = ctx->ingress_ifindex;
     event->slot = what;
     event->ethertype = frame.ethertype;
     event->source_port = BE16(frame.source_port);
