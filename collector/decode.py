@@ -109,6 +109,7 @@ class Decoders:
         shared: dict[str, Decoder] = {
             "": plain, "ip": plain, "ktime": self._clock.wall_us, "cgroup": self._cgroup,
             "ksym": self._ksym, "device": self._device,
+            "stack": plain,  # collector.stacks put the stack's name in the place of the kernel's
         }  # fmt: skip
         if field.decode in shared:
             return shared[field.decode]

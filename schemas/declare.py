@@ -27,6 +27,7 @@ DECODERS: dict[str, tuple[str, set[str]]] = {
     "cgroup": ("u64", {"string"}),
     "ksym": ("u64", {"string"}),
     "device": ("u32", {"string"}),
+    "stack": ("u64", {"long"}),
     "enum": ("integer", {"string"}),
     "names": ("integer", {"string"}),
 }
