@@ -24,8 +24,9 @@ from scapy.all import IP, TCP, UDP, Ether, IPv6, Raw
 
 from bench.common import Row, Times, cpu_seconds, in_turns, ratio, ratio_text
 from collector import bpf_sys, loader, xdp
-from collector.balancer import maglev, model
+from collector.balancer import maglev
 from collector.balancer.state import State
+from schemas import lb as model
 from schemas.config import Config
 
 REPEAT, ROUNDS = 400_000, 11

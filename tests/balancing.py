@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from collector import bpf_sys, xdp
-from collector.balancer import model
 from collector.balancer.layout import REASONS
 from collector.balancer.state import State
+from schemas import lb as model
 from schemas.config import Config
 
 PASS, DROP, TX, REDIRECT = 2, 1, 3, 4

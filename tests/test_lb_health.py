@@ -10,7 +10,7 @@ import pytest
 from lb_balanced import PAIRS, Balanced, Peer, running, serve, tree
 
 from collector.balancer.health import Target
-from collector.balancer.model import parse
+from schemas.lb import parse
 
 CHECK = {"port": 7000, "interval_seconds": 0.2, "timeout_seconds": 0.5, "rise": 2, "fall": 2}
 

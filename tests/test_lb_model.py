@@ -12,9 +12,11 @@ from balancing import bench, vip
 from click.testing import CliRunner
 
 from collector import xdp
-from collector.balancer import edit, layout, model, vip_table
+from collector.balancer import layout, vip_table
 from collector.balancer.command import lb as command
 from schemas import config as settings
+from schemas import lb as model
+from schemas import lb_edit as edit
 from schemas.errors import BpfleetError, UsageError
 
 GOOD = vip("198.51.100.1", 80, "10.0.0.1", "10.0.0.2")

@@ -104,7 +104,7 @@ def test_a_thousand_connections_survive_every_change(balanced: Balanced, peer: P
 APPLY_FOREVER = """
 import random, sys, yaml
 from collector import xdp
-from collector.balancer import model
+from schemas import lb as model
 from collector.balancer.state import State
 from schemas import config
 tree = yaml.safe_load(open(sys.argv[1]))

@@ -17,14 +17,16 @@ from collector import bpf_sys
 from collector.balancer import ledger, ring
 from collector.balancer.explain import explain
 from collector.balancer.flow import Flow
-from collector.balancer.layout import FLOW_EVENT, REASON
-from collector.balancer.model import Limits
+from collector.balancer.layout import REASON
 from collector.balancer.state import State
 from collector.ring import Ring
+from schemas import declare, dtype
 from schemas.errors import BpfleetError
+from schemas.lb import Limits
 
 E = Ether(dst=OURS, src=CLIENT)
 VIP4, VIP6 = "198.51.100.1", "2001:db8::1"
+FLOW_EVENT = dtype.event(declare.streams()["lb_flow"])
 REALS = tuple(f"10.0.0.{number}" for number in range(1, 11))
 
 
@@ -267,24 +269,24 @@ def test_counters_are_exact(lb: Bench) -> None:
 
 def test_samples(lb: Bench) -> None:
     lb.apply(web(*REALS[:1], sample=4))
-    samples = Ring(lb.state.plane.maps["lb_samples"], FLOW_EVENT)
+    samples = Ring(lb.state.plane.maps["lb_flow"], FLOW_EVENT)
     for port in range(100, 140):
         lb.run(packet(port, "S"))
     events = samples.read()
     samples.close()
     assert len(events) == 10
     one = events[0]
-    assert (one["sample_rate"], one["source_port"], one["destination_port"]) == (4, 103, 80)
-    assert one["source"].tobytes()[12:] == bytes([192, 0, 2, 1])
-    assert one["real"].tobytes()[12:] == bytes([10, 0, 0, 1])
+    assert (one["weight"], one["source_port"], one["destination_port"]) == (4, 103, 80)
+    assert one["source_address"].tobytes()[12:] == bytes([192, 0, 2, 1])
+    assert one["real_address"].tobytes()[12:] == bytes([10, 0, 0, 1])
     assert (one["protocol"], one["tcp_flags"], one["bytes"]) == (6, 2, 40)
-    assert abs(int(one["ktime"]) - time.monotonic_ns()) < 60e9
+    assert abs(int(one["ts"]) - time.monotonic_ns()) < 60e9
     assert {"sample_lost"} & set(lb.reasons()) == set()
 
 
 def test_lost_samples_are_counted(lb: Bench) -> None:
     lb.apply(web(*REALS[:1], sample=1))
-    room = lb.state.plane.maps["lb_samples"].max_entries // (FLOW_EVENT.itemsize + 8)
+    room = lb.state.plane.maps["lb_flow"].max_entries // (FLOW_EVENT.itemsize + 8)
     for _ in range(0, room + 100, 100):
         for _ in range(100):
             lb.run(packet(9))

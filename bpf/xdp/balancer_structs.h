@@ -113,22 +113,3 @@ struct lb_fragment_key {
     u32 id;
     u32 protocol;
 };
-
-// One sampled packet of a flow and where it went.
-struct lb_flow_event {
-    u64 ktime;
-    u8 source[16];
-    u8 destination[16];
-    u8 real[16];
-    u32 vip;
-    u32 backend;
-    u32 slot;
-    u32 bytes;
-    u32 sample_rate; // packets this one stands for
-    u16 source_port;
-    u16 destination_port;
-    u8 protocol;
-    u8 tcp_flags;
-    u16 reason; // lb_reason of the FORWARD kind, or LB_REASONS for the ring alone
-    u32 zero;
-};

@@ -10,8 +10,8 @@ from schemas import config as settings
 from schemas.errors import BpfleetError, UsageError
 
 if TYPE_CHECKING:
-    from collector.balancer.model import Balancer, Limits
     from collector.balancer.state import State
+    from schemas.lb import Balancer, Limits
 
 EXAMPLES = """\b
 Examples:
@@ -52,7 +52,7 @@ def _open(ctx: click.Context, limits: "Limits | None" = None) -> "State":
 @click.pass_context
 def apply(ctx: click.Context, file: str) -> None:
     """Make the balancer what FILE says: all of it, or nothing and the reason."""
-    from collector.balancer import model
+    from schemas import lb as model
 
     wanted = model.load(file)
     with _open(ctx, wanted.limits) as state:
@@ -72,7 +72,8 @@ def _apply(state: "State", wanted: "Balancer") -> None:
 def diff(ctx: click.Context, file: str) -> None:
     """Print what `apply FILE` would change. Exit code 1 if anything."""
     from collector import xdp
-    from collector.balancer import edit, model
+    from schemas import lb as model
+    from schemas import lb_edit as edit
 
     wanted = model.load(file)
     if (xdp.PINS / ctx.obj[1]).exists():
@@ -126,7 +127,7 @@ def _fields(pairs: tuple[str, ...]) -> dict[str, Any]:
 @click.pass_context
 def vip_add(ctx: click.Context, name: str, settings_: tuple[str, ...], reals: tuple[str, ...]) -> None:
     """Add VIP NAME: `vip add web address=198.51.100.1 port=443 --real 10.0.0.1`."""
-    from collector.balancer import edit
+    from schemas import lb_edit as edit
 
     fields = {**_fields(settings_), "reals": [{"address": each} for each in reals]}
     with _open(ctx) as state:
@@ -139,7 +140,7 @@ def vip_add(ctx: click.Context, name: str, settings_: tuple[str, ...], reals: tu
 @click.pass_context
 def vip_set(ctx: click.Context, name: str, settings_: tuple[str, ...]) -> None:
     """Change settings of VIP NAME: `vip set web sample=1024`."""
-    from collector.balancer import edit
+    from schemas import lb_edit as edit
 
     with _open(ctx) as state:
         _apply(state, edit.set_vip(state.applied, name, _fields(settings_), new=False))
@@ -150,14 +151,14 @@ def vip_set(ctx: click.Context, name: str, settings_: tuple[str, ...]) -> None:
 @click.pass_context
 def vip_rm(ctx: click.Context, name: str) -> None:
     """Remove VIP NAME with its reals."""
-    from collector.balancer import edit
+    from schemas import lb_edit as edit
 
     with _open(ctx) as state:
         _apply(state, edit.remove_vip(state.applied, name))
 
 
 def _set_real(ctx: click.Context, vip: str, address: str, fields: dict[str, Any], *, new: bool) -> None:
-    from collector.balancer import edit
+    from schemas import lb_edit as edit
 
     with _open(ctx) as state:
         _apply(state, edit.set_real(state.applied, vip, address, fields, new=new))
@@ -198,7 +199,7 @@ def real_drain(ctx: click.Context, vip: str, address: str) -> None:
 @click.pass_context
 def real_rm(ctx: click.Context, vip: str, address: str) -> None:
     """Remove a real from VIP; flows it still has end."""
-    from collector.balancer import edit
+    from schemas import lb_edit as edit
 
     with _open(ctx) as state:
         _apply(state, edit.remove_real(state.applied, vip, address))

@@ -23,14 +23,16 @@ import numpy as np
 from collector import bpf_sys, loader, xdp
 from collector.balancer.layout import BACKEND, COUNTERS, FOLDER, RING_SLOTS, SLOT, VIP, Dtype
 from collector.balancer.maglev import Array
-from collector.balancer.model import Limits
 from collector.balancer.vip_table import PLACES
 from collector.bpf_map import Map, MapType
 from collector.bpf_sys import Command
+from schemas import c_header, declare
 from schemas.errors import BpfleetError
+from schemas.lb import Limits
 
 PLACE = "lb"  # under collector.xdp.PINS
 PROGRAM = "program"
+FLOW_MAPS = ("lb_flow_counts", "lb_flow")  # of the declaration of sampled flows
 _MMAPABLE = 1 << 10  # BPF_F_MMAPABLE
 _REASON_STRIDE = 64
 _PAGE = mmap.PAGESIZE
@@ -48,6 +50,7 @@ def digest() -> str:
         [*FOLDER.glob("*.h"), FOLDER / "balancer.bpf.c", *(loader.ROOT / "common").glob("*.h")]
     ):
         made_of.update(file.read_bytes())
+    made_of.update(c_header.generate(declare.load()["lb_flow"]).encode())
     return made_of.hexdigest()
 
 
@@ -89,10 +92,10 @@ class Dataplane:
             "lb_backends": limits.backends + 1, "lb_counters": limits.backends + 1,
             "lb_reasons": (limits.vips + 1) * _REASON_STRIDE, "lb_flows": limits.flows,
         }  # fmt: skip
-        names = [name for name in _declared() if name not in given]
+        names = [name for name in [*_declared(), *FLOW_MAPS] if name not in given]
         source = loader.Source(
-            "balancer", FOLDER / "balancer.bpf.c", given=given, sizes=sizes, attach=False,
-            pins={name: str(place / name) for name in names},
+            "balancer", FOLDER / "balancer.bpf.c", header=c_header.generate(declare.load()["lb_flow"]),
+            given=given, sizes=sizes, attach=False, pins={name: str(place / name) for name in names},
         )  # fmt: skip
         result = loader.load([source])
         if result.failed:
@@ -148,6 +151,12 @@ class Dataplane:
         """Replace the whole ring of a VIP at once."""
         self._replace("lb_rings", vip, slots, SLOT, RING_SLOTS)
 
+    def forget_ring(self, vip: int) -> None:
+        """That VIP has no ring any more."""
+        self.maps["lb_rings"].delete(u32(vip))
+        for end in ("", "_new"):
+            (self.place / f"inner_lb_rings_{vip}{end}").unlink(missing_ok=True)
+
     def read_vips(self) -> Array:
         """The table of VIPs, every place of it."""
         with self._inside("lb_vips", 0) as table:
@@ -163,17 +172,39 @@ class Dataplane:
         if number is None:
             yield None
             return
-        inner = Map.of(bpf_sys.fd_by_id(Command.MAP_FD_BY_ID, struct.unpack("=I", number)[0]))
+        inner = self._inner_of(outer, at, int(struct.unpack("=I", number)[0]))
         try:
             yield inner
         finally:
             inner.close()
 
+    def _inner_of(self, outer: str, at: int, number: int) -> Map:
+        """The map of that id, by its pin: to open it by its id takes CAP_SYS_ADMIN, which collectors give up.
+
+        A process that died between putting the map in force and naming its pin left the name to us.
+        """
+        pin = self.place / f"inner_{outer}_{at}"
+        fresh = pin.with_name(f"{pin.name}_new")
+        for each in (pin, fresh):
+            if each.exists():
+                found = Map.pinned(each)
+                if found.id == number:
+                    if each is fresh:
+                        fresh.replace(pin)
+                    return found
+                found.close()
+        return Map.of(bpf_sys.fd_by_id(Command.MAP_FD_BY_ID, number))
+
     def _replace(self, outer: str, at: int, values: Array, kind: Dtype, entries: int) -> None:
         inner = _inner(kind, entries, f"{outer}_{at}")
+        pin = self.place / f"inner_{outer}_{at}"
+        fresh = pin.with_name(f"{pin.name}_new")
         try:
             _view(inner, kind)[:] = values
+            fresh.unlink(missing_ok=True)
+            inner.pin(fresh)
             self.maps[outer].update(u32(at), u32(inner.fd))
+            fresh.replace(pin)
         finally:
             inner.close()
 

@@ -23,9 +23,9 @@ from collector.balancer.layout import (
 )
 from collector.balancer.ledger import Ledger
 from collector.balancer.maglev import Array
-from collector.balancer.model import Balancer, Real, Vip
 from collector.bpf_map import Map, possible_cpus
 from schemas.errors import BpfleetError
+from schemas.lb import Balancer, Real, Vip
 
 HEADER_BYTES = {("ipip", 4): 20, ("ipip", 6): 40, ("gue", 4): 28, ("gue", 6): 48}
 _NEVER = 0xFFFFFFFF

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collector.balancer import checks, ledger
-from collector.balancer.model import Check, Vip
 from collector.balancer.state import State
 from schemas.config import Config
+from schemas.lb import Check, Vip
 
 _SO_MARK = 36
 _LOOK_SECONDS = 0.5  # how often a changed configuration is looked for

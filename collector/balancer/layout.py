@@ -83,7 +83,6 @@ SETTINGS, BUDGET = STRUCTS["lb_settings"], STRUCTS["lb_budget"]
 PREFIX_KEY, PREFIX = STRUCTS["lb_prefix_key"], STRUCTS["lb_prefix"]
 SOURCE_KEY, QUIC_KEY = STRUCTS["lb_source_key"], STRUCTS["lb_quic_key"]
 FLOW_KEY, FLOW_ENTRY = STRUCTS["lb_flow_key"], STRUCTS["lb_flow_entry"]
-FLOW_EVENT = STRUCTS["lb_flow_event"]
 RING_SLOTS = CONSTANTS["RING_SLOTS"]
 TICK_SHIFT = CONSTANTS["TICK_SHIFT"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from collector.balancer.model import Balancer
 from schemas.errors import BpfleetError
+from schemas.lb import Balancer
 
 
 def backend_name(vip: str, address: str) -> str:

@@ -22,13 +22,15 @@ import msgspec
 import numpy as np
 
 from collector import xdp
-from collector.balancer import checks, dataplane, edit, encode, ledger, model, ring
+from collector.balancer import checks, dataplane, encode, ledger, ring
 from collector.balancer.dataplane import Dataplane, u32
 from collector.balancer.layout import FLAGS
 from collector.balancer.ledger import Ledger
-from collector.balancer.model import Balancer, Vip
+from schemas import lb as model
+from schemas import lb_edit as edit
 from schemas.config import Config
 from schemas.errors import BpfleetError
+from schemas.lb import Balancer, Vip
 
 
 @dataclass
@@ -168,7 +170,7 @@ class State:
             self.plane.maps["lb_backends"].update(u32(self.ledger.backends.taken[name]), bytes(64))
             self.ledger.backends.take_back(name, now + rest)
         for name in vips:
-            self.plane.maps["lb_rings"].delete(u32(self._vip(name)))
+            self.plane.forget_ring(self._vip(name))
             self.ledger.vips.take_back(name, now + rest)
             self.ledger.rings.pop(name, None)
 

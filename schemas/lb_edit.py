@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from collector.balancer import model
-from collector.balancer.model import Balancer, Vip
+from schemas import lb as model
 from schemas.errors import UsageError
+from schemas.lb import Balancer, Vip
 
 Tree = dict[str, Any]
 
