@@ -4,6 +4,7 @@ No decoder runs a Python statement per event. Numbers that become strings are lo
 value (collector.intern); everything else is one numpy expression.
 """
 
+import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from collector import syscalls
 from collector.cgroup import Cgroups
 from collector.clock import Clock
 from collector.intern import Numbers, Texts
@@ -39,6 +41,11 @@ def device_name(number: int, directory: Path = BLOCK_DEVICES) -> str:
         return (directory / name).readlink().name
     except OSError:
         return name
+
+
+def error_name(number: int) -> str:
+    """``ENOENT`` for 2 and for -2; empty for 0, which is no error; a number that has no name stays one."""
+    return errno.errorcode.get(abs(number), str(number)) if number else ""
 
 
 def named(names: Mapping[int, str]) -> Callable[[int], str]:
@@ -78,6 +85,8 @@ class Decoders:
         cgroups.changed = self._cgroup.cache.forget
         self._ksym = Numbers(symbols.name)
         self._device = Numbers(device_name)
+        self._errno = Numbers(error_name)
+        self._syscall = Numbers(named(syscalls.names()))
         self._made: dict[tuple[str, str], Decoder] = {}
 
     def columns(
@@ -108,7 +117,7 @@ class Decoders:
     def _make(self, stream: Stream, field: Field) -> Decoder:
         shared: dict[str, Decoder] = {
             "": plain, "ip": plain, "ktime": self._clock.wall_us, "cgroup": self._cgroup,
-            "ksym": self._ksym, "device": self._device,
+            "ksym": self._ksym, "device": self._device, "errno": self._errno, "syscall": self._syscall,
             "stack": plain,  # collector.stacks put the stack's name in the place of the kernel's
         }  # fmt: skip
         if field.decode in shared:

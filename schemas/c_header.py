@@ -13,7 +13,6 @@ from schemas.declare import Probe, Stream
 
 COUNTERS = ("made", "lost", "sampled_out", "spare")  # of each stream, in this order
 RING_BYTES = 1 << 20  # default of a ring; a power of two, at least a page
-MAP_ENTRIES = 4096  # default of an aggregate's keys
 
 
 def generate(probe: Probe) -> str:
@@ -53,7 +52,7 @@ def _aggregate(stream: Stream) -> str:
         (
             struct(f"{name}_key", layout.key(stream.fields)),
             struct(f"{name}_value", layout.value(stream.fields)),
-            f"MAP(PERCPU_HASH, {name}, struct {name}_key, struct {name}_value, {MAP_ENTRIES})",
+            f"MAP(PERCPU_HASH, {name}, struct {name}_key, struct {name}_value, {stream.entries})",
         )
     )
 

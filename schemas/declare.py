@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from schemas.errors import UsageError
 
 DIRECTORY = Path(__file__).parent
-RECORD_KEYS = {"type", "name", "namespace", "doc", "fields", "c.from", "ch.order", "ch.ttl_days"}
+RECORD_KEYS = {"type", "name", "namespace", "doc", "fields", "c.from", "c.entries", "ch.order", "ch.ttl_days"}
 FIELD_KEYS = {"name", "type", "doc", "default", "decode", "c.type", "c.key", "c.bound", "ch.type", "ch.codec"}
 INTEGERS = {f"{sign}{bits}": bits // 8 for sign in "us" for bits in (8, 16, 32, 64)}
 # decoder → (what the kernel hands over; "" for columns the host makes, Avro types it may become)
@@ -27,10 +27,13 @@ DECODERS: dict[str, tuple[str, set[str]]] = {
     "cgroup": ("u64", {"string"}),
     "ksym": ("u64", {"string"}),
     "device": ("u32", {"string"}),
+    "errno": ("integer", {"string"}),
+    "syscall": ("integer", {"string"}),
     "stack": ("u64", {"long"}),
     "enum": ("integer", {"string"}),
     "names": ("integer", {"string"}),
 }
+MAP_ENTRIES = 4096  # keys of an aggregate that does not state `c.entries`
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 Source = Literal["ring", "aggregate", "host"]
 
@@ -96,6 +99,7 @@ class Stream:
     order: tuple[str, ...]  # sort key of its table
     ttl_days: int
     declaration: str  # the record as JSON, annotations included
+    entries: int = MAP_ENTRIES  # keys an aggregate has room for
 
     @property
     def kernel_fields(self) -> tuple[Field, ...]:
@@ -177,9 +181,13 @@ def _stream(probe: str, record: Any) -> Stream:
         _require(bare in (*names, "host"), f"{name}: ch.order names `{column}`, which is no field")
     days = record.get("ch.ttl_days", 30)
     _require(isinstance(days, int) and days > 0, f"{name}: ch.ttl_days is a positive number")
+    entries = record.get("c.entries", MAP_ENTRIES)
+    _require(isinstance(entries, int) and 0 < entries <= 1 << 20, f"{name}: c.entries is a number up to 2^20")
+    _require("c.entries" not in record or source == "aggregate", f"{name}: c.entries is of aggregates")
     stream = Stream(
-        name, probe, cast(Source, source), str(record.get("doc", "")), fields, order, days, json.dumps(record)
-    )
+        name, probe, cast(Source, source), str(record.get("doc", "")), fields, order, days,
+        json.dumps(record), entries,
+    )  # fmt: skip
     _check_source(stream)
     return stream
 
