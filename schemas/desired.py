@@ -189,13 +189,14 @@ class Kind:
 
     name: str
     check: Callable[[Any], None] = _anything
-    must_expire: bool = False
+    must_expire: bool | Callable[[Any], bool] = False  # or: which specs must
 
     def judge(self, document: Document) -> None:
         """Raises :class:`Refused`."""
         if document.deleted:
             return
-        if self.must_expire and document.expires is None:
+        must = self.must_expire(document.spec) if callable(self.must_expire) else self.must_expire
+        if must and document.expires is None:
             raise Refused(f"a {self.name} needs a time to live; give it a ttl")
         try:
             self.check(document.spec)

@@ -1,0 +1,181 @@
+"""Expressions of the filter: pcap-filter(7), `in @set`, `state new|established`; libpcap is their judge.
+
+What libpcap does not know becomes a *flag*: a placeholder in the classic BPF, which hosts answer in the
+kernel and :class:`Judge` answers for stored samples.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from itertools import product
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import UsageError
+from schemas.pcap import Instruction, Program
+
+NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
+PLACEHOLDER = 0x40000000  # a byte loaded from here stands for the flag of that number
+MAX_EXPRESSION = 8_000  # characters
+MAX_FLAGS = 8
+_EXTENSION = re.compile(
+    rf"\b(?:(?P<way>src|dst)\s+)?in\s+@(?P<set>{NAME})|\bstate\s+(?P<state>[a-z]+)\b", re.IGNORECASE
+)
+_HOST_NAME = re.compile(
+    r"\b(?:host|net|gateway|src|dst)\s+(?!host\b|net\b|port\b|portrange\b|or\b|and\b|in\b|proto\b|broadcast\b)"
+    r"([a-z_][a-z0-9_-]*(?:\.[a-z0-9_-]+)*)(?![\w.:])",
+    re.IGNORECASE,
+)
+_HEX_ADDRESS = re.compile(r"[0-9a-f]{1,4}", re.IGNORECASE)
+_ALWAYS, _NEVER = "len >= 0", "len < 0"
+_compiling = Lock()  # libpcap's handle is one for all threads
+
+Question = tuple[str, str]  # ("source" | "destination", set) or ("established", "")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A compiled expression and the flags behind its placeholders."""
+
+    text: str
+    program: Program
+    flags: tuple[Question, ...]
+
+    @property
+    def instructions(self) -> Sequence[Instruction]:
+        """Classic BPF, with placeholders."""
+        return self.program.instructions
+
+    def sets(self) -> set[str]:
+        """The address sets it names."""
+        return {argument for name, argument in self.flags if name != "established"}
+
+
+def compile_expression(text: str) -> Expression:
+    """Text to classic BPF. Raises :class:`UsageError` saying what is wrong with it."""
+    flags: list[Question] = []
+
+    def placeholder(question: Question) -> str:
+        if question not in flags:
+            flags.append(question)
+        return f"ether[{PLACEHOLDER + flags.index(question)}:1] = 1"
+
+    plain = _plain(text, placeholder)
+    if len(flags) > MAX_FLAGS:
+        raise UsageError(f"{text!r}: more than {MAX_FLAGS} questions of sets and state; split the rule")
+    with _compiling:
+        return Expression(text, Program(plain), tuple(flags))
+
+
+def _plain(text: str, placeholder: Callable[[Question], str]) -> str:
+    """The text with our own words replaced by what ``placeholder`` says of each question."""
+    if len(text) > MAX_EXPRESSION:
+        raise UsageError(
+            f"the expression has {len(text)} characters, more than {MAX_EXPRESSION}; use an address set"
+        )
+    _refuse_names(text)
+
+    def replace(found: re.Match[str]) -> str:
+        if found["state"]:
+            state = found["state"].lower()
+            if state not in ("new", "established"):
+                raise UsageError(f"{text!r}: state is `new` or `established`, not `{state}`")
+            return f"({'not ' * (state == 'new')}({placeholder(('established', ''))}))"
+        ways = {"src": ("source",), "dst": ("destination",)}.get((found["way"] or "").lower())
+        asked = [placeholder((way, found["set"])) for way in ways or ("source", "destination")]
+        return f"({' or '.join(asked)})"
+
+    plain = _EXTENSION.sub(replace, text)
+    if "@" in plain:
+        raise UsageError(f"{text!r}: an address set is used as `src in @name`, `dst in @name` or `in @name`")
+    return plain
+
+
+def _refuse_names(text: str) -> None:
+    """Names would be looked up in DNS, with another answer on another day."""
+    for name in _HOST_NAME.findall(text):
+        if not _HEX_ADDRESS.fullmatch(name):
+            raise UsageError(f"{text!r}: `{name}` is no address; write addresses, not names")
+
+
+class Judge:
+    """Verdicts of an expression on many stored frames at once, sets and state included."""
+
+    def __init__(self, text: str, sets: Mapping[str, Sequence[str]] | None = None) -> None:
+        """``sets``: the prefixes of each set that the expression names. Raises :class:`UsageError`."""
+        self.expression = compile_expression(text)
+        known = sets or {}
+        for name in self.expression.sets() - known.keys():
+            raise UsageError(f"there is no address set @{name}; define it or correct the name")
+        self._sets = {name: networks(known[name], f"@{name}") for name in self.expression.sets()}
+        self._variants: dict[tuple[bool, ...], Program] = {}
+
+    def select(
+        self, frames: NDArray[np.uint8], captured: NDArray[Any], length: NDArray[Any],
+        source: NDArray[np.uint8], destination: NDArray[np.uint8], established: NDArray[Any],
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """Which rows match. ``frames`` is (rows, bytes), addresses are (rows, 16), IPv4 mapped."""
+        flags = self.expression.flags
+        if not flags:
+            return self.expression.program.select(frames, captured, length)
+        told = np.stack([self._answer(each, source, destination, established) for each in flags], axis=1)
+        result = np.zeros(len(frames), np.bool_)
+        for answers in product((False, True), repeat=len(flags)):
+            rows = (told == np.array(answers)).all(axis=1)
+            if rows.any():
+                program = self._variant(answers)
+                result[rows] = program.select(frames[rows], captured[rows], length[rows])
+        return result
+
+    def _answer(
+        self, question: Question, source: NDArray[np.uint8], destination: NDArray[np.uint8],
+        established: NDArray[Any],
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        name, argument = question
+        if name == "established":
+            return np.asarray(established, np.bool_)
+        return contains(self._sets[argument], source if name == "source" else destination)
+
+    def _variant(self, answers: tuple[bool, ...]) -> Program:
+        if answers not in self._variants:
+            known = dict(zip(self.expression.flags, answers, strict=True))
+            plain = _plain(self.expression.text, lambda asked: _ALWAYS if known[asked] else _NEVER)
+            with _compiling:
+                self._variants[answers] = Program(plain)
+        return self._variants[answers]
+
+
+def networks(prefixes: Sequence[str], where: str) -> NDArray[Any]:
+    """Prefixes as sorted spans without overlap: (first, last) of 16 bytes each, IPv4
+    mapped."""
+    spans = []
+    for text in prefixes:
+        try:
+            network = ip_network(text.strip(), strict=False)
+        except ValueError:
+            raise UsageError(f"{where}: `{text}` is not an address or prefix like 192.0.2.0/24") from None
+        base = 0xFFFF << 32 if network.version == 4 else 0
+        first = base + int(network.network_address)
+        spans.append((first, first + network.num_addresses - 1))
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    raw = b"".join(edge.to_bytes(16, "big") for span in merged for edge in span)
+    return np.frombuffer(raw, "S16").reshape(-1, 2)
+
+
+def contains(spans: NDArray[Any], addresses: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which of the addresses (rows, 16) lie in spans made by :func:`networks`."""
+    if not len(spans) or not len(addresses):
+        return np.zeros(len(addresses), np.bool_)
+    asked = np.ascontiguousarray(addresses).view("S16").reshape(-1)  # compared byte by byte, as numbers are
+    at = np.searchsorted(spans[:, 0], asked, side="right") - 1
+    inside: NDArray[np.bool_] = (at >= 0) & (asked <= spans[np.maximum(at, 0), 1])
+    return inside
