@@ -30,8 +30,7 @@ INLINE u64 filter_main(struct xdp_md *ctx)
             call_record(ctx);
         }
     }
-    if (config->flags & FILTER_NEXT)
-        tail_call(ctx, map(filter_next), 0);
+    tail_call(ctx, map(filter_next), ctx->ingress_ifindex); // where nothing follows, it goes on here
     return XDP_PASS;
 }
 

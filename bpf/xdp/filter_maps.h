@@ -21,7 +21,7 @@ MAP(ARRAY, filter_hints6, u32, u64, 1024)
 MAP_FLAGS(LPM_TRIE, filter_prefixes6, struct filter_prefix6, u32, 1 << 21, NO_PREALLOC)
 MAP(LRU_HASH, filter_buckets, struct filter_bucket_key, u64, 65536)
 MAP(LRU_HASH, filter_top, struct filter_top_key, struct filter_top_value, 8192)
-MAP(PROG_ARRAY, filter_next, u32, u32, 1)
+MAP(PROG_ARRAY, filter_next, u32, u32, 16384) // by interface: see collector/xdp_chain.py
 
 INLINE struct filter_scratch *own_scratch(void)
 {

@@ -63,7 +63,7 @@ struct filter_config {
     u32 half; // which half of filter_chunks holds
     u32 unused;
 };
-enum { FILTER_SETS4 = 1, FILTER_SETS6 = 2, FILTER_NEXT = 4, FILTER_LIMITS = 8, FILTER_ALLOWING = 16 }; // flags
+enum { FILTER_SETS4 = 1, FILTER_SETS6 = 2, FILTER_LIMITS = 8, FILTER_ALLOWING = 16 }; // flags
 
 #define FILTER_ALLOW 1u // the bit of the allow-list among sets
 

@@ -4,7 +4,8 @@
         plane.attach("eth0", "native")                # replaces an older program atomically
         plane.write_ring(3, slots); plane.read_ring(3)
 
-Pins under ``place`` (/sys/fs/bpf/bpfleet/lb): one for each map by its name, `program`, `link_<interface>`.
+Pins under ``place`` (/sys/fs/bpf/bpfleet/lb): one for each map by its name, one for each map inside the maps
+of maps (`inner_lb_rings_3`), `program`. Where it is attached, and with what else: collector.xdp_chain.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from types import TracebackType
 
 import numpy as np
 
-from collector import bpf_sys, loader, xdp
+from collector import bpf_sys, loader, xdp, xdp_chain
 from collector.balancer.layout import BACKEND, COUNTERS, FOLDER, RING_SLOTS, SLOT, VIP, Dtype
 from collector.balancer.maglev import Array
 from collector.balancer.vip_table import PLACES
@@ -122,17 +123,15 @@ class Dataplane:
 
     def attach(self, interface: str, mode: str = "auto") -> None:
         """Put the program on an interface, in the place of an older one of ours if there is one."""
-        xdp.attach(self.program, interface, mode=mode, pin=self.place / f"link_{interface}").close()
+        xdp_chain.put_next(self.place.name, self.program, interface, mode=mode)
 
     def detach(self, interface: str) -> None:
         """Take the program off an interface."""
-        found = xdp.attached(interface, self.place / f"link_{interface}")
-        if found:
-            found.detach()
+        xdp_chain.take_next(self.place.name, interface)
 
     def interfaces(self) -> list[str]:
         """Where the program is attached."""
-        return sorted(each.name.removeprefix("link_") for each in self.place.glob("link_*"))
+        return xdp_chain.interfaces(self.place.name)
 
     def remove(self) -> None:
         """Detach and forget everything. The maps live until this object is closed."""

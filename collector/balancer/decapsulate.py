@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collector import loader, xdp
+from collector import loader, xdp, xdp_chain
 from collector.balancer.flow import mapped
 from collector.balancer.layout import FOLDER, PREFIX_KEY, record
 from collector.bpf_map import Map
@@ -50,7 +50,7 @@ def apply(interface: str, balancers: list[str], *, mode: str = "auto", place: Pa
             table.update(key, bytes(4))
         for key in [each for each in table if each not in keys]:
             table.delete(key)
-        xdp.attach(loaded.programs[0].fd, interface, mode=mode, pin=place / f"link_{interface}").close()
+        xdp_chain.put_next(place.name, loaded.programs[0].fd, interface, mode=mode)
     finally:
         loaded.close()
 
@@ -69,10 +69,8 @@ def counts(place: Path | None = None) -> dict[str, int]:
 def remove(interface: str, place: Path | None = None) -> None:
     """Stop on ``interface``; with the last one the maps go too."""
     place = place or _place()
-    found = xdp.attached(interface, place / f"link_{interface}")
-    if found:
-        found.detach()
-    if place.exists() and not list(place.glob("link_*")):
+    xdp_chain.take_next(place.name, interface)
+    if place.exists() and not xdp_chain.interfaces(place.name):
         for each in place.iterdir():
             each.unlink()
         place.rmdir()

@@ -18,7 +18,7 @@ from types import TracebackType
 
 import numpy as np
 
-from collector import xdp
+from collector import xdp, xdp_chain
 from collector.bpf_map import Map, possible_cpus
 from collector.filter import program, sets
 from collector.filter.connections import watch
@@ -28,7 +28,6 @@ from collector.filter.layout import (
     LIMITS,
     MAX_RULES,
     MAX_SETS,
-    NEXT,
     SCRATCH,
     TOP_KEY,
     TOP_KINDS,
@@ -111,7 +110,8 @@ class Filter:
         place = self.pins / shape.name
         if place.exists() and not entries:
             found = Map.pinned(place)
-            if (found.type, found.key_size, found.value_size) == (shape.kind, shape.key, shape.value):
+            same = (found.type, found.key_size, found.value_size) == (shape.kind, shape.key, shape.value)
+            if same and (shape.name != "filter_next" or found.max_entries == shape.entries):
                 return found
             found.close()
         place.unlink(missing_ok=True)
@@ -142,7 +142,7 @@ class Filter:
         self._control(document, slots)
         window = max(1, ticks().hz * WINDOW_MS // 1000)
         limits = any(action(each)[1] for each in document.rules)
-        flags |= LIMITS * limits | NEXT * self.state.chained
+        flags |= LIMITS * limits
         self.tables.put(half, flags, window, window_budget(PASSED_BUDGET, possible_cpus()))
         if not self._watched and any(("established", "") in each.flags for each in expressions.values()):
             self._watch()
@@ -220,14 +220,17 @@ class Filter:
             self.maps["filter_rules"].update(slots[rule.id].to_bytes(4, "little"), control.pack())
 
     def _attach(self, wanted: Mapping[str, Program]) -> None:
+        """Where pinned, in one pass with what follows on the interface: see collector.xdp_chain."""
         for interface, each in wanted.items():
             if not interface:
                 continue
-            if interface in self.attached:
+            if self.pins:
+                table = self.maps["filter_next"]
+                xdp_chain.put_first(self.pins.name, each.fd, interface, table, mode=self.mode)
+            elif interface in self.attached:
                 self.attached[interface].replace(each.fd)
             else:
-                pin = self.pins / f"link_{interface}" if self.pins else None
-                self.attached[interface] = xdp.attach(each.fd, interface, mode=self.mode, pin=pin)
+                self.attached[interface] = xdp.attach(each.fd, interface, mode=self.mode)
 
     def _forget(self, slots: Mapping[str, int], running: set[Program]) -> None:
         """Rules that are gone: no effect, counters at zero; programs that no interface has."""
@@ -284,36 +287,16 @@ class Filter:
         assert len(found) == entries
         return sorted(found, key=lambda each: -each.packets)
 
-    # --- passing on ---
-
-    def chain(self, program_fd: int | None) -> None:
-        """Let an XDP program (the balancer) have what passes, in the same pass; None: nothing follows."""
-        place = self.maps["filter_next"]
-        flags, window, budget, half, _ = self.tables.config()
-        if program_fd is None:
-            self.tables.put(half, flags & ~NEXT, window, budget)
-            place.delete(bytes(4))
-        else:
-            place.update(bytes(4), program_fd.to_bytes(4, "little"))
-            self.tables.put(half, flags | NEXT, window, budget)
-        self.state.chained = program_fd is not None
-        if self.pins:
-            self.state.write(self.directory / "state.json")
-
     # --- ending ---
-
-    def adopt(self) -> None:
-        """Take over the attachments an earlier process left, to detach them."""
-        for interface in self.interfaces:
-            found = xdp.attached(interface, self.pins / f"link_{interface}") if self.pins else None
-            if found and interface not in self.attached:
-                self.attached[interface] = found
 
     def detach(self) -> None:
         """Take the filter off all interfaces and remove every pin."""
         for each in self.attached.values():
             each.detach()
         self.attached = {}
+        if self.pins:
+            for interface in xdp_chain.interfaces(self.pins.name):
+                xdp_chain.take_first(self.pins.name, interface)
         if self.pins and self.pins.is_dir():
             for place in self.pins.iterdir():
                 place.unlink()

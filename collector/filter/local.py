@@ -71,7 +71,6 @@ class Local:
         with self._lock():
             state = self.state
             with self._filter(state.interfaces) as host:
-                host.adopt()
                 host.detach()
             (self.directory / "state.json").unlink(missing_ok=True)
             self._note("removed")

@@ -20,7 +20,6 @@ class State(Struct):
     sets: dict[str, int] = field(default_factory=dict)  # address set → bit
     interfaces: list[str] = field(default_factory=list)
     region: tuple[int, int] = (0, 0)  # spans of the address tables in force
-    chained: bool = False  # another program follows the filter
 
     @classmethod
     def read(cls, file: Path) -> "State":
