@@ -70,7 +70,9 @@ def _ship(config: Config) -> int:
 def _follow_desired_state(agent: "Agent", *, kafka: bool = True) -> None:
     from collector import handlers
     from collector.desired import DesiredState
+    from collector.pressure import Pressure
 
+    agent.companions.append(Pressure())
     agent.companions.append(DesiredState(agent.config, handlers.make(agent), kafka=kafka))
 
 
