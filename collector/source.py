@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from collector import syscalls
 from collector.bpf_map import possible_cpus
 from collector.btf import Btf, MissingError
 from collector.btf_c import Wanted, struct_text
@@ -21,7 +22,7 @@ _COMMENT = re.compile(
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 _CALL = re.compile(
     r"\b(TP_BTF|RAW_TP|TRACEPOINT|PERF_EVENT|UPROBE|XDP|TC|MAP|MAP_FLAGS|SETTING|KERNEL_STRUCT|KERNEL_ENUM"
-    r"|NEAR|ARG|HAS_ARG)\(([^()]*)"
+    r"|NEAR|NEAR_SIZED|SYSCALLS|ARG|HAS_ARG)\(([^()]*)"
 )
 _PROGRAMS = {"TP_BTF", "RAW_TP", "TRACEPOINT", "PERF_EVENT", "UPROBE", "XDP", "TC"}
 
@@ -48,6 +49,7 @@ class Needs:
     settings: dict[str, int] = field(default_factory=dict)  # name → default
     structs: dict[str, list[Wanted]] = field(default_factory=dict)
     enums: list[tuple[str, str]] = field(default_factory=list)
+    syscalls: list[str] = field(default_factory=list)
     arguments: dict[tuple[str, str], bool] = field(default_factory=dict)  # (tracepoint, name) → optional
 
 
@@ -75,7 +77,7 @@ def _take(word: str, given: list[str], needs: Needs) -> None:
         needs.hooks.append(Hook(word.lower(), ":".join(given)))
     elif word in ("MAP", "MAP_FLAGS"):
         needs.maps.append(given[1])
-    elif word == "NEAR":
+    elif word in ("NEAR", "NEAR_SIZED"):
         needs.maps.append(f"{given[0]}_near")
     elif word == "SETTING":
         if not given[1].isdigit():
@@ -84,6 +86,8 @@ def _take(word: str, given: list[str], needs: Needs) -> None:
     elif word == "KERNEL_STRUCT":
         wanted = needs.structs.setdefault(given[0], [])
         wanted += [Wanted(each.lstrip("?").strip(), each.startswith("?")) for each in given[1:]]
+    elif word == "SYSCALLS":
+        needs.syscalls += given
     elif word == "KERNEL_ENUM":
         needs.enums += [(given[0], each) for each in given[1:]]
     else:
@@ -103,6 +107,8 @@ def prelude(needs: Needs, btf: Btf, header: str = "") -> str:
     lines.append(f"#define POSSIBLE_CPUS {possible_cpus()}")
     lines += [f"#define SETTING_{name} {number}" for number, name in enumerate(needs.settings)]
     lines += [f"#define {value} {btf.enum(enum)[value]}" for enum, value in _present(needs, btf)]
+    numbers = syscalls.numbers()
+    lines += [f"#define NR_{name} {numbers.get(name, -1 - at)}" for at, name in enumerate(needs.syscalls)]
     for (tracepoint, name), optional in needs.arguments.items():
         lines += _argument(btf, tracepoint, name, optional)
     lines += ["struct pt_regs;", '#include "common/probe.h"']

@@ -8,17 +8,18 @@
 #pragma once
 #include "common/probe.h"
 
-#define NEAR_PLACES 128 /* a power of two */
+#define NEAR_PLACES 128 /* unless NEAR_SIZED says otherwise; a power of two */
 #define NEAR_WAYS 2
 enum { NEAR_FREE = 0, NEAR_CLAIMED = 1, NEAR_TAKEN = 2 }; /* claimed: its key is being written right now */
 
-#define NEAR(stream)                                                                                           \
+#define NEAR(stream) NEAR_SIZED(stream, NEAR_PLACES)
+#define NEAR_SIZED(stream, places)                                                                             \
 	struct stream##_near {                                                                                 \
 		u64 state;                                                                                     \
 		u64 key[(sizeof(struct stream##_key) + 7) / 8];                                                \
 		struct stream##_value value;                                                                   \
 	};                                                                                                     \
-	MAP(PERCPU_ARRAY, stream##_near, u32, struct stream##_near, NEAR_PLACES)                               \
+	MAP(PERCPU_ARRAY, stream##_near, u32, struct stream##_near, places)                                    \
 	static __always_inline struct stream##_value *stream##_near_slot(struct stream##_key *key)             \
 	{                                                                                                      \
 		u64 words[(sizeof(*key) + 7) / 8] = {}, mixed = 0;                                             \
@@ -26,7 +27,7 @@ enum { NEAR_FREE = 0, NEAR_CLAIMED = 1, NEAR_TAKEN = 2 }; /* claimed: its key is
 		for (u32 n = 0; n < sizeof(words) / 8; n++)                                                    \
 			mixed = (mixed ^ words[n]) * 0x9e3779b97f4a7c15ULL;                                    \
 		for (u32 way = 0; way < NEAR_WAYS; way++) {                                                    \
-			u32 place = ((mixed >> 32) + way) % NEAR_PLACES;                                       \
+			u32 place = ((mixed >> 32) + way) % (places);                                          \
 			struct stream##_near *near = bpf_map_lookup_elem(map(stream##_near), &place);          \
 			if (!near)                                                                             \
 				break;                                                                         \

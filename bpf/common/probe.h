@@ -6,7 +6,7 @@
  *   RAW_TP(name) TRACEPOINT(category, name)   the same without BTF; the classic tracepoint
  *   XDP(name) TC(name) PERF_EVENT(name) UPROBE(name)    attached by whoever loads it
  *   MAP(HASH, name, key, value, entries)      a map; map(name) is its address in calls of helpers
- *   NEAR(stream)                              see near.h
+ *   NEAR(stream) NEAR_SIZED(stream, places)   see near.h
  *   KERNEL_STRUCT(task_struct, pid, sched_info.run_delay, ?__state)
  *                                             struct task_struct with these members, at the offsets and of the
  *                                             types that the running kernel has; ? marks one it may lack
@@ -14,6 +14,7 @@
  *   ARG(kfree_skb, reason)                    the argument of that name of a raw tracepoint, from ctx
  *   HAS_ARG(kfree_skb, rx_sk)                 whether it is there; makes it optional
  *   KERNEL_ENUM(skb_drop_reason, SKB_CONSUMED)    defines that constant with the running kernel's value
+ *   SYSCALLS(read, openat)                    NR_read, NR_openat: numbers of system calls; negative if there is none
  *   POSSIBLE_CPUS                             how many CPUs this host may have
  *   SETTING(slow_io_us, 20000)                a number that can be set while the probe runs; setting(slow_io_us)
  */
@@ -31,6 +32,7 @@
 
 #define KERNEL_STRUCT(...)
 #define KERNEL_ENUM(...)
+#define SYSCALLS(...)
 #define HAS(type, member) HAS_##type##__##member
 #define ARG(tracepoint, name) ctx[ARG_##tracepoint##__##name]
 #define HAS_ARG(tracepoint, name) HAS_ARG_##tracepoint##__##name
@@ -38,7 +40,7 @@
 /* A member of a kernel struct reached through a pointer that the verifier does not know. */
 #define KERNEL_READ(place)                                                                                     \
 	({                                                                                                     \
-		typeof(place) _value = {};                                                                     \
+		typeof(place) _value; /* zero when it cannot be read */                                          \
 		bpf_probe_read_kernel(&_value, sizeof(_value), &(place));                                      \
 		_value;                                                                                        \
 	})
