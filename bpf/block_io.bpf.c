@@ -36,6 +36,15 @@ TP_BTF(block_rq_issue)
 	return 0;
 }
 
+/* Class of a request's size: each holds four times more than the one before, from a page of 4 KB on. */
+static __always_inline u8 size_class(u32 bytes)
+{
+	u8 class = 0;
+	for (u32 most = 4096; class < 5 && bytes > most; most *= 4)
+		class++;
+	return class;
+}
+
 static __always_inline u32 device_of(struct request *request)
 {
 	struct gendisk *disk = request->q->disk;
@@ -55,7 +64,8 @@ TP_BTF(block_rq_complete)
 		return 0;
 	u64 latency = now - issue->at;
 	u64 queued = request->start_time_ns && request->start_time_ns < issue->at ? issue->at - request->start_time_ns : 0;
-	struct block_io_key key = {.device = device_of(request), .operation = request->cmd_flags & OPERATION_MASK};
+	struct block_io_key key = {.device = device_of(request), .operation = request->cmd_flags & OPERATION_MASK,
+				   .size = size_class(bytes)};
 	struct block_io_value *value = block_io_slot(&key);
 	if (value) {
 		value->count++;
@@ -64,6 +74,7 @@ TP_BTF(block_rq_complete)
 		value->latency_ns += latency;
 		value->queued_ns += queued;
 		value->latencies[log2_bucket(latency / 1000, 27)]++;
+		value->queues[log2_bucket(queued / 1000, 27)]++;
 	}
 	if (latency >= setting(slow_io_us) * 1000) {
 		struct block_io_slow_event *event = block_io_slow_reserve();

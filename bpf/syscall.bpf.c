@@ -5,6 +5,7 @@
  * the others the sampled ones are timed and stand for SAMPLED_ONE_IN each: the sum estimates the time of all.
  */
 #include "common/file.h"
+#include "common/gap.h"
 #include "common/near.h"
 #include "common/task.h"
 
@@ -24,7 +25,7 @@ struct entered {
 	u32 call;
 };
 MAP(ARRAY, syscall_entered, u32, struct entered, PLACES)
-MAP(PERCPU_ARRAY, syscall_gap, u32, u64, 1) /* calls until the next that is sampled */
+GAP(syscall_gap)
 NEAR_SIZED(syscall, 1024)
 NEAR(syscall_latency)
 
@@ -34,24 +35,13 @@ static __always_inline struct entered *entered_of(u32 pid)
 	return bpf_map_lookup_elem(map(syscall_entered), &place);
 }
 
-/* Distances from 1 to twice the mean, less one: a program that calls in a rhythm is sampled all the same. */
-static __always_inline bool is_sampled(void)
-{
-	u32 zero = 0;
-	u64 *gap = bpf_map_lookup_elem(map(syscall_gap), &zero);
-	if (!gap || (*gap)-- > 1)
-		return false;
-	*gap = 1 + bpf_get_prandom_u32() % (2 * SAMPLED_ONE_IN - 1);
-	return true;
-}
-
 RAW_TP(sys_enter)
 {
 	u32 pid = bpf_get_current_pid_tgid();
 	struct entered *entered = entered_of(pid);
 	if (!entered)
 		return 0;
-	entered->at = is_sampled() ? bpf_ktime_get_ns() : 0;
+	entered->at = is_sampled(map(syscall_gap), SAMPLED_ONE_IN) ? bpf_ktime_get_ns() : 0;
 	entered->ticks = bpf_jiffies64();
 	entered->call = ARG(sys_enter, id);
 	entered->pid = pid;

@@ -2,12 +2,9 @@
 /* TCP sockets at their close. All figures are the kernel's own, read from the socket; what it does not keep (when
  * it was opened, by whom) is remembered by socket from connect() or the handshake on.
  */
-#include "common/net.h"
-#include "common/task.h"
+#include "common/sock.h"
 
-KERNEL_STRUCT(sock, __sk_common.skc_family, __sk_common.skc_rcv_saddr, __sk_common.skc_daddr,
-	      __sk_common.skc_v6_rcv_saddr, __sk_common.skc_v6_daddr, __sk_common.skc_dport, __sk_common.skc_flags,
-	      sk_err, ?sk_cgrp_data.cgroup)
+KERNEL_STRUCT(sock, __sk_common.skc_rcv_saddr, __sk_common.skc_v6_rcv_saddr, __sk_common.skc_flags, sk_err)
 KERNEL_STRUCT(tcp_sock, inet_conn.icsk_inet.inet_sport, bytes_sent, bytes_retrans, bytes_received, total_retrans,
 	      srtt_us)
 KERNEL_ENUM(TCP_ESTABLISHED, TCP_ESTABLISHED, TCP_SYN_SENT, TCP_SYN_RECV, TCP_FIN_WAIT1, TCP_CLOSE, TCP_CLOSE_WAIT,
@@ -57,25 +54,14 @@ static __always_inline enum ended how_it_ended(s32 error, s32 state)
 	}
 }
 
-static __always_inline u64 cgroup_of_socket(struct sock *sock)
-{
-#if HAS(sock, sk_cgrp_data__cgroup)
-	return sock->sk_cgrp_data.cgroup->kn->id;
-#else
-	return 0;
-#endif
-}
-
-static __always_inline void addresses(struct tcp_flow_event *event, struct sock *sock)
+static __always_inline void local_address(u8 *to, struct sock *sock)
 {
 	if (sock->__sk_common.skc_family == IPV6) {
-		bpf_probe_read_kernel(event->local_address, 16, sock->__sk_common.skc_v6_rcv_saddr);
-		bpf_probe_read_kernel(event->remote_address, 16, sock->__sk_common.skc_v6_daddr);
+		bpf_probe_read_kernel(to, 16, sock->__sk_common.skc_v6_rcv_saddr);
 		return;
 	}
-	u32 local = sock->__sk_common.skc_rcv_saddr, remote = sock->__sk_common.skc_daddr;
-	map_ipv4(event->local_address, &local);
-	map_ipv4(event->remote_address, &remote);
+	u32 local = sock->__sk_common.skc_rcv_saddr;
+	map_ipv4(to, &local);
 }
 
 static __always_inline void closed(struct sock *sock, struct tcp_sock *tcp, s32 state)
@@ -90,7 +76,8 @@ static __always_inline void closed(struct sock *sock, struct tcp_sock *tcp, s32 
 		opening = &none;
 	event->ts = bpf_ktime_get_ns();
 	event->duration_us = opening->at ? (event->ts - opening->at) / 1000 : -1;
-	addresses(event, sock);
+	local_address(event->local_address, sock);
+	remote_address(event->remote_address, sock);
 	event->local_port = from_wire16(tcp->inet_conn.icsk_inet.inet_sport);
 	event->remote_port = from_wire16(sock->__sk_common.skc_dport);
 	event->direction = opening->direction;
@@ -117,6 +104,29 @@ static __always_inline void opened(u64 address, enum direction direction)
 	bpf_map_update_elem(map(tcp_flow_open), &address, &opening, ANY);
 }
 
+/* An attempt of this host's came to its end: it stands, or it failed. */
+static __always_inline void tried(struct sock *sock, bool stands)
+{
+	u64 address = (u64)sock;
+	struct opening *opening = bpf_map_lookup_elem(map(tcp_flow_open), &address);
+	if (!opening || !opening->at)
+		return;
+	struct tcp_connect_key key = {.cgroup = cgroup_of_socket(sock)};
+	key.remote_port = from_wire16(sock->__sk_common.skc_dport);
+	remote_address(key.remote_address, sock);
+	struct tcp_connect_value *value = tcp_connect_slot(&key);
+	if (!value)
+		return;
+	if (!stands) {
+		value->failed++;
+		return;
+	}
+	u64 took = bpf_ktime_get_ns() - opening->at;
+	value->count++;
+	value->sum_ns += took;
+	value->latencies[log2_bucket(took / 1000, 27)]++;
+}
+
 /* The owner shuts its side down: the moment at which an accepted socket's process is known. */
 static __always_inline void closing(u64 address)
 {
@@ -138,6 +148,8 @@ TP_BTF(inet_sock_set_state)
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sock);
 	if (!tcp || before == TCP_LISTEN)
 		return 0; /* DCCP and SCTP pass here too */
+	if (before == TCP_SYN_SENT && (after == TCP_ESTABLISHED || after == TCP_CLOSE))
+		tried(sock, after == TCP_ESTABLISHED);
 	if (after == TCP_SYN_SENT) {
 		opened(address, CONNECTED);
 	} else if (after == TCP_ESTABLISHED && before == TCP_SYN_RECV) {

@@ -5,6 +5,7 @@ includes; its text is never changed: :func:`prelude` answers what it asked for w
 it, :func:`postlude` adds the entry points and what the loader asks of the maps. Standard library only.
 """
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ _COMMENT = re.compile(
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+"([^"]+)"', re.MULTILINE)
 _CALL = re.compile(
     r"\b(TP_BTF|RAW_TP|TRACEPOINT|PERF_EVENT|UPROBE|XDP|TC|MAP|MAP_FLAGS|SETTING|KERNEL_STRUCT|KERNEL_ENUM"
-    r"|NEAR|NEAR_SIZED|SYSCALLS|ARG|HAS_ARG)\(([^()]*)"
+    r"|NEAR|NEAR_SIZED|GAP|SYSCALLS|ARG|HAS_ARG)\(([^()]*)"
 )
 _PROGRAMS = {"TP_BTF", "RAW_TP", "TRACEPOINT", "PERF_EVENT", "UPROBE", "XDP", "TC"}
 
@@ -86,6 +87,8 @@ def _take(word: str, given: list[str], needs: Needs) -> None:
     elif word == "KERNEL_STRUCT":
         wanted = needs.structs.setdefault(given[0], [])
         wanted += [Wanted(each.lstrip("?").strip(), each.startswith("?")) for each in given[1:]]
+    elif word == "GAP":
+        needs.maps.append(given[0])
     elif word == "SYSCALLS":
         needs.syscalls += given
     elif word == "KERNEL_ENUM":
@@ -105,6 +108,7 @@ def prelude(needs: Needs, btf: Btf, header: str = "") -> str:
             btf.tracepoint_id(hook.target)
     lines = [f"#define MAP_NUMBER_{name} {number}" for number, name in enumerate(all_maps(needs, header))]
     lines.append(f"#define POSSIBLE_CPUS {possible_cpus()}")
+    lines.append(f"#define PAGE_BYTES {os.sysconf('SC_PAGE_SIZE')}")
     lines += [f"#define SETTING_{name} {number}" for number, name in enumerate(needs.settings)]
     lines += [f"#define {value} {btf.enum(enum)[value]}" for enum, value in _present(needs, btf)]
     numbers = syscalls.numbers()

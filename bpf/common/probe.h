@@ -7,6 +7,7 @@
  *   XDP(name) TC(name) PERF_EVENT(name) UPROBE(name)    attached by whoever loads it
  *   MAP(HASH, name, key, value, entries)      a map; map(name) is its address in calls of helpers
  *   NEAR(stream) NEAR_SIZED(stream, places)   see near.h
+ *   GAP(name)                                 see gap.h
  *   KERNEL_STRUCT(task_struct, pid, sched_info.run_delay, ?__state)
  *                                             struct task_struct with these members, at the offsets and of the
  *                                             types that the running kernel has; ? marks one it may lack
@@ -15,7 +16,7 @@
  *   HAS_ARG(kfree_skb, rx_sk)                 whether it is there; makes it optional
  *   KERNEL_ENUM(skb_drop_reason, SKB_CONSUMED)    defines that constant with the running kernel's value
  *   SYSCALLS(read, openat)                    NR_read, NR_openat: numbers of system calls; negative if there is none
- *   POSSIBLE_CPUS                             how many CPUs this host may have
+ *   POSSIBLE_CPUS PAGE_BYTES                  how many CPUs this host may have; the size of a page
  *   SETTING(slow_io_us, 20000)                a number that can be set while the probe runs; setting(slow_io_us)
  */
 #pragma once
