@@ -21,7 +21,7 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every registered command, by name."""
-        return sorted(_registered())
+        return sorted(name for name in _registered() if "." not in name)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take ``--config FILE`` behind the command's name as well as before it."""
@@ -29,11 +29,16 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name. Raises :class:`BpfleetError` when its libraries are not installed."""
-        entry = _registered().get(cmd_name)
-        if entry is None:
+        registered = _registered()
+        entry = registered.get(cmd_name)
+        if entry is None or "." in cmd_name:
             return None
         try:
             command: click.Command = entry.load()
+            # `drop.backtest` is a command of another stage in the group `drop`.
+            for name, other in registered.items():
+                if isinstance(command, click.Group) and name.startswith(f"{cmd_name}."):
+                    command.add_command(other.load(), name.partition(".")[2])
         except ModuleNotFoundError as error:
             extra = PACKAGES.get(str(error.name).split(".")[0], "embedded")
             raise BpfleetError(

@@ -1,8 +1,8 @@
 """Stored packet samples as numpy blocks: one fixed-size record a sample, with no Python statement per sample.
 
 ClickHouse writes RowBinary, which for columns of fixed size is exactly the memory of a numpy record array.
-Which samples stand for traffic: those that no rule decided on (slot 65535), and the dropped ones. A frame that a
-shadow rule matched is sampled for the rule *and* as passed traffic; counting both would count it twice.
+Which samples stand for traffic: those that no rule decided on (slot 65535), and dropped ones. A frame that
+a shadow rule matched is sampled for the rule *and* as passed traffic; counting both would count it twice.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.config import Clickhouse
+from schemas.filter_expression import Judge
 
 Block = NDArray[Any]  # of RECORD
+Mask = NDArray[np.bool_]
 # Names, how ClickHouse makes them, and as what they arrive.
 FIELDS: tuple[tuple[str, str, Any], ...] = (
     ("ts", "toInt64(toUnixTimestamp64Micro(ts))", "<i8"),
@@ -63,6 +65,19 @@ def read(client: Any, where: str, parameters: Mapping[str, Any], tail: str = "")
     """All of them in one block: for bounded questions."""
     found = list(blocks(client, select(where, tail), parameters))
     return np.concatenate(found) if found else np.empty(0, RECORD)
+
+
+def octets(block: Block, name: str) -> NDArray[np.uint8]:
+    """A column of addresses as (rows, 16) bytes."""
+    return np.ascontiguousarray(block[name]).view(np.uint8).reshape(-1, 16)
+
+
+def judge(by: Judge, block: Block) -> Mask:
+    """Which samples an expression matches."""
+    return by.select(
+        block["raw"], block["captured"], block["length"], octets(block, "source"),
+        octets(block, "destination"), block["established"],
+    )  # fmt: skip
 
 
 def reader(config: Clickhouse) -> Any:

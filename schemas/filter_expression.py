@@ -112,7 +112,7 @@ class Judge:
         for name in self.expression.sets() - known.keys():
             raise UsageError(f"there is no address set @{name}; define it or correct the name")
         self._sets = {name: networks(known[name], f"@{name}") for name in self.expression.sets()}
-        self._variants: dict[tuple[bool, ...], Program] = {}
+        self._variants: dict[tuple[bool, ...], Program | None] = {}  # None: it cannot match
 
     def select(
         self, frames: NDArray[np.uint8], captured: NDArray[Any], length: NDArray[Any],
@@ -128,7 +128,8 @@ class Judge:
             rows = (told == np.array(answers)).all(axis=1)
             if rows.any():
                 program = self._variant(answers)
-                result[rows] = program.select(frames[rows], captured[rows], length[rows])
+                if program is not None:
+                    result[rows] = program.select(frames[rows], captured[rows], length[rows])
         return result
 
     def _answer(
@@ -140,12 +141,17 @@ class Judge:
             return np.asarray(established, np.bool_)
         return contains(self._sets[argument], source if name == "source" else destination)
 
-    def _variant(self, answers: tuple[bool, ...]) -> Program:
+    def _variant(self, answers: tuple[bool, ...]) -> Program | None:
         if answers not in self._variants:
             known = dict(zip(self.expression.flags, answers, strict=True))
             plain = _plain(self.expression.text, lambda asked: _ALWAYS if known[asked] else _NEVER)
             with _compiling:
-                self._variants[answers] = Program(plain)
+                try:
+                    self._variants[answers] = Program(plain)
+                except UsageError as error:
+                    if "rejects all packets" not in str(error):
+                        raise
+                    self._variants[answers] = None
         return self._variants[answers]
 
 

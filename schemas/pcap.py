@@ -1,7 +1,7 @@
 """libpcap through ctypes: compile an expression to classic BPF, and judge packets with it.
 
-The interpreter of libpcap itself (:func:`Program.matches`) is the definition of what a rule means, on hosts that
-drop packets and for whoever asks what would have been dropped. Needs libpcap (Debian, Ubuntu: ``libpcap0.8``).
+The interpreter of libpcap itself (:func:`Program.matches`) is the definition of what a rule means, on hosts
+that drop packets and for whoever asks what would have been dropped. Needs libpcap (Debian: ``libpcap0.8``).
 """
 
 import ctypes
@@ -132,4 +132,5 @@ class Program:
             _quick(), repeat(ctypes.addressof(self._code)), range(first, first + count * HEADER.itemsize,
             HEADER.itemsize), range(data, data + count * width, width),
         )  # fmt: skip
-        return np.fromiter(verdicts, np.int64, count) != 0
+        found: NDArray[np.bool_] = np.fromiter(verdicts, np.int64, count) != 0
+        return found
