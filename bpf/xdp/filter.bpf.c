@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-// Drop sampling and filtering: which rules match (a function that collector/filter/emit.py writes), what becomes
-// of the frame (filter_act.h), samples of what passes (filter_sample.h), then the next program, if there is one.
+// Drop sampling and filtering: which rules match (a function that collector/filter/emit.py writes, and filter_table.h),
+// what becomes of the frame (filter_act.h), samples of what passes (filter_sample.h), then the next program, if there is one.
 // Each PIECE is a function of its own; collector/filter/link.py puts them together.
 
 #include "xdp/filter_act.h"
+#include "xdp/filter_table.h"
 
 static void (*tail_call)(struct xdp_md *, void *table, u32 at) = (void *)BPF_FUNC_tail_call;
 
@@ -12,12 +13,15 @@ INLINE u64 filter_main(struct xdp_md *ctx)
     u32 zero = 0, shift;
     struct filter_scratch *scratch = own_scratch();
     struct filter_config *config = bpf_map_lookup_elem(map(filter_config), &zero);
-    u64 decided = 0;
+    u64 decided = 0, matched;
 
     if (!scratch || !config)
         return XDP_PASS;
     scratch->sets_known = 0;
-    if (UNLIKELY(call_match(ctx, scratch)))
+    matched = call_match(ctx, scratch);
+    if (UNLIKELY(config->table))
+        matched |= call_table(ctx);
+    if (UNLIKELY(matched))
         decided = call_act(ctx);
     if (decided == FILTER_DECIDED_DROP)
         return XDP_DROP;
@@ -74,4 +78,16 @@ PIECE(destination_sets)
 PIECE(established)
 {
     return filter_state(ctx);
+}
+PIECE(table)
+{
+    struct filter_scratch *scratch = own_scratch();
+
+    return scratch ? filter_table(ctx, scratch) : 0;
+}
+PIECE(fields)
+{
+    struct filter_scratch *scratch = own_scratch();
+
+    return scratch ? filter_fields_fit(ctx, scratch) : 1;
 }

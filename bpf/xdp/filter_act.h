@@ -13,6 +13,9 @@ static u64 (*call_record)(struct xdp_md *) = FUNCTION(2);
 static u64 (*call_source_sets)(struct xdp_md *) = FUNCTION(3);
 static u64 (*call_destination_sets)(struct xdp_md *) = FUNCTION(4);
 static u64 (*call_step)(struct xdp_md *) = FUNCTION(5);
+static u64 (*call_established)(struct xdp_md *) = FUNCTION(6);
+static u64 (*call_table)(struct xdp_md *) = FUNCTION(7);
+static u64 (*call_fields)(struct xdp_md *) = FUNCTION(8);
 
 // The number of the lowest bit set.
 INLINE u64 lowest_bit(u64 bits)
@@ -119,6 +122,8 @@ INLINE void count_and_sample(struct xdp_md *ctx, struct filter_scratch *scratch,
         return;
     counter->packets[verdict]++;
     counter->bytes[verdict] += ctx->data_end - ctx->data;
+    if (verdict != FILTER_PASSED && scratch->followed)
+        counter->established += call_established(ctx);
     packets = counter->packets[0] + counter->packets[1] + counter->packets[2];
     shift = sample_now(sampler, packets, budget, window);
     if (UNLIKELY(shift)) {
@@ -152,6 +157,8 @@ INLINE u64 filter_step(struct xdp_md *ctx, struct filter_scratch *scratch)
 
     if (match < 0)
         return 1;
+    if (at >= FILTER_TABLE)
+        return act_by_rule(ctx, scratch, at);
     slot = bpf_map_lookup_elem(map(filter_order), &at);
     return slot && act_by_rule(ctx, scratch, *slot);
 }
@@ -171,6 +178,7 @@ INLINE u64 filter_act(struct xdp_md *ctx, struct filter_scratch *scratch)
     } else {
         scratch->now = bpf_jiffies64();
         scratch->window = config->window;
+        scratch->followed = config->flags & FILTER_FOLLOWED;
         if (config->flags & FILTER_LIMITS)
             find_limited(ctx, scratch);
         for (i = 0; i < FILTER_RULES; i++)

@@ -4,8 +4,19 @@
 
 #include "xdp/filter_connections.h"
 
-#define FILTER_TABLE_EXPONENTIAL 1024 // quantiles, then one mean for each shift
 #define FILTER_SHIFTS 24
+// Parts of filter_bits: for each value that a field may have, which table rules it serves.
+enum {
+    BITS_CLASS = 0, // address family, fragment and what the frame has: see class_of()
+    BITS_PROTOCOL = 64,
+    BITS_TTL = BITS_PROTOCOL + 256,
+    BITS_FLAGS = BITS_TTL + 256,
+    BITS_DESTINATION = BITS_FLAGS + 256, // its last four bytes, one after the other
+    BITS_DESTINATION_PORT = BITS_DESTINATION + 4 * 256,
+    BITS_SOURCE_PORT = BITS_DESTINATION_PORT + 65536,
+    BITS_LENGTH = BITS_SOURCE_PORT + 65536,
+    FILTER_BITS = BITS_LENGTH + 65536,
+};
 #define FILTER_MAPPED (1 << 10) // BPF_F_MMAPABLE: the collector writes through shared memory
 
 MAP(ARRAY, filter_config, u32, struct filter_config, 1)
@@ -14,11 +25,12 @@ MAP(ARRAY, filter_rules, u32, struct filter_rule, FILTER_RULES)
 MAP(PERCPU_ARRAY, filter_counters, u32, struct filter_counter, FILTER_RULES)
 MAP(PERCPU_ARRAY, filter_samplers, u32, struct filter_sampler, FILTER_RULES)
 MAP(ARRAY, filter_order, u32, u32, FILTER_RULES)
-MAP(ARRAY, filter_gaps, u32, u32, FILTER_TABLE_EXPONENTIAL + FILTER_SHIFTS)
 MAP_FLAGS(ARRAY, filter_chunks, u32, struct filter_chunk, 2 * 65536, FILTER_MAPPED)
 MAP_FLAGS(ARRAY, filter_spans, u32, struct filter_span, 2 * 65536, FILTER_MAPPED)
-MAP(ARRAY, filter_hints6, u32, u64, 1024)
+MAP(ARRAY, filter_hints6, u32, u64, 2 * 1024)
 MAP_FLAGS(LPM_TRIE, filter_prefixes6, struct filter_prefix6, u32, 1 << 21, NO_PREALLOC)
+MAP_FLAGS(ARRAY, filter_bits, u32, u64, FILTER_BITS, FILTER_MAPPED)
+MAP(ARRAY, filter_fields, u32, struct filter_fields, 64)
 MAP(LRU_HASH, filter_buckets, struct filter_bucket_key, u64, 65536)
 MAP(LRU_HASH, filter_top, struct filter_top_key, struct filter_top_value, 8192)
 MAP(PROG_ARRAY, filter_next, u32, u32, 16384) // by interface: see collector/xdp_chain.py

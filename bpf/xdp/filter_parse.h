@@ -4,12 +4,6 @@
 
 #include "xdp/filter_structs.h"
 
-struct filter_frame {
-    u8 source[16], destination[16];
-    u16 ethertype, source_port, destination_port, fragment; // ports as on the wire
-    u8 protocol, ttl, tcp_flags, ip; // ip: 4, 6 or 0
-};
-
 INLINE void mapped(u8 *to, const void *address)
 {
     *(u64 *)to = 0;
@@ -21,12 +15,22 @@ INLINE void parse_ports(void *at, void *end, struct filter_frame *frame)
 {
     if (frame->protocol != IP_TCP && frame->protocol != IP_UDP)
         return;
-    if (at + 4 > end)
+    if (at + 4 > end) {
+        frame->payload = 0xffff; // nobody knows
         return;
+    }
     frame->source_port = *(u16 *)at;
     frame->destination_port = *(u16 *)(at + 2);
-    if (frame->protocol == IP_TCP && at + 14 <= end)
+    frame->has = FRAME_PORTS;
+    if (frame->protocol == IP_UDP) {
+        frame->payload += UDP_BYTES;
+    } else if (at + 14 <= end) {
         frame->tcp_flags = *(u8 *)(at + 13);
+        frame->has = FRAME_PORTS | FRAME_TCP;
+        frame->payload += (*(u8 *)(at + 12) >> 4) * 4;
+    } else {
+        frame->payload = 0xffff;
+    }
 }
 
 // What is not there stays zero.
@@ -39,10 +43,12 @@ INLINE void parse_frame(struct xdp_md *ctx, struct filter_frame *frame)
     if (data + ETHERNET_BYTES > end)
         return;
     frame->ethertype = BE16(*(u16 *)(data + 12));
+    frame->payload = ETHERNET_BYTES;
     for (tag = 0; tag < 2; tag++) {
         if (frame->ethertype != ETHERTYPE_VLAN && frame->ethertype != ETHERTYPE_QINQ)
             break;
         data += VLAN_BYTES;
+        frame->payload += VLAN_BYTES;
         if (data + ETHERNET_BYTES > end)
             return;
         frame->ethertype = BE16(*(u16 *)(data + 12));
@@ -56,6 +62,7 @@ INLINE void parse_frame(struct xdp_md *ctx, struct filter_frame *frame)
         frame->ttl = *(u8 *)(data + 8);
         frame->protocol = *(u8 *)(data + 9);
         bytes = (*(u8 *)data & 15) * 4;
+        frame->payload += bytes;
         if (bytes < IPV4_BYTES || frame->fragment & IPV4_FRAGMENT_OFFSET)
             return;
         parse_ports(data + bytes, end, frame);
@@ -65,6 +72,7 @@ INLINE void parse_frame(struct xdp_md *ctx, struct filter_frame *frame)
         __builtin_memcpy(frame->destination, data + 24, 16);
         frame->ttl = *(u8 *)(data + 7);
         frame->protocol = *(u8 *)(data + 6);
+        frame->payload += IPV6_BYTES;
         parse_ports(data + IPV6_BYTES, end, frame);
     }
 }

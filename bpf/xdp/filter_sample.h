@@ -1,25 +1,33 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-// Sampling. The gap to the next sample is drawn from the geometric distribution, so every packet has the same
-// chance, 2^-shift, whatever went before; a sum of 2^shift over samples is an unbiased estimate. A packet that
-// is not sampled costs a decrement. The shift follows the packets of the last window and, within a window,
-// doubles the gap whenever the budget is spent: a flood costs no more than a trickle.
+// Sampling. The gap to the next sample is drawn evenly between half and one and a half times 2^shift, so every
+// packet has the same chance, 2^-shift, and a sum of 2^shift over samples is an unbiased estimate that varies
+// little. A packet that is not sampled costs a decrement. The shift follows the packets of the last window and,
+// within a window, doubles the gap whenever the budget is spent: a flood costs no more than a trickle. When the
+// shift changes, what is left of a gap is stretched or shrunk with it, so that the change favours no packet.
 #pragma once
 
 #include "xdp/filter_maps.h"
 #include "xdp/filter_state.h"
 
+// Of mean 2^shift.
 INLINE u32 draw_gap(u32 shift)
 {
-    u32 at = bpf_get_prandom_u32() % FILTER_TABLE_EXPONENTIAL;
-    u32 *exponential = bpf_map_lookup_elem(map(filter_gaps), &at), *mean;
-    u64 gap;
+    u32 lot = bpf_get_prandom_u32(), mean = 1U << shift;
 
-    at = FILTER_TABLE_EXPONENTIAL + shift;
-    mean = bpf_map_lookup_elem(map(filter_gaps), &at);
-    if (!exponential || !mean)
+    if (!shift)
         return 1;
-    gap = (u64)*exponential * *mean; // 12 + 8 bits behind the point
-    return 1 + (u32)(gap >> 20);
+    return (mean >> 1) + (lot >> 31) + (lot & (mean - 1));
+}
+
+INLINE void set_shift(struct filter_sampler *sampler, u32 shift)
+{
+    u32 before = sampler->shift & 31;
+
+    if (shift > before)
+        sampler->left <<= shift - before;
+    else if (shift < before)
+        sampler->left = (sampler->left >> (before - shift)) + !(sampler->left >> (before - shift));
+    sampler->shift = shift;
 }
 
 // How many bits a number below 2^63 has. Without branches.
@@ -46,10 +54,9 @@ INLINE void next_window(struct filter_sampler *sampler, u64 packets, u32 budget,
     sampler->seen = packets;
     sampler->end = now + window;
     sampler->taken = 0;
-    if (shift != sampler->shift || !sampler->left) {
-        sampler->shift = shift;
+    set_shift(sampler, shift);
+    if (!sampler->left)
         sampler->left = draw_gap(shift);
-    }
 }
 
 // One packet goes by. Its weight's shift plus one if it is to be sampled, else 0.

@@ -42,14 +42,14 @@ INLINE u32 sets_of_ipv4(const struct filter_config *config, u32 address)
     return sets_of_spans(address, chunk->first, chunk->first + chunk->count);
 }
 
-INLINE u32 sets_of_ipv6(const void *address)
+INLINE u32 sets_of_ipv6(const struct filter_config *config, const void *address)
 {
-    struct filter_prefix6 key = {.length = 128};
+    struct filter_prefix6 key = {.length = 8 + 128, .generation = config->generation};
     u32 start = BE32(*(u32 *)address), at, *sets;
     u64 *hint;
 
     start = (start ^ start >> 16) & 0xffff;
-    at = start >> 6;
+    at = (config->generation & 1) << 10 | start >> 6;
     hint = bpf_map_lookup_elem(map(filter_hints6), &at);
     if (!hint || !(*hint >> (start & 63) & 1))
         return 0;
@@ -84,7 +84,7 @@ INLINE u32 sets_of_frame(struct xdp_md *ctx, const struct filter_config *config,
     }
     if (type != BE16(ETHERTYPE_IPV6) || !(config->flags & FILTER_SETS6) || data + IPV6_BYTES > end)
         return 0;
-    return sets_of_ipv6(direction ? data + 24 : data + 8);
+    return sets_of_ipv6(config, direction ? data + 24 : data + 8);
 }
 
 // The answer is kept for the frame.

@@ -7,6 +7,7 @@
 
 #define FILTER_RULES 4096
 #define FILTER_WORDS (FILTER_RULES / 64)
+#define FILTER_TABLE (FILTER_RULES - 64) // from here on, places and slots are those of table rules
 #define FILTER_NO_RULE 0xffff
 #define FILTER_RAW 128
 
@@ -27,7 +28,19 @@ struct filter_rule {
 struct filter_counter {
     u64 packets[FILTER_VERDICTS];
     u64 bytes[FILTER_VERDICTS];
+    u64 established; // dropped, or in shadow, of connections that are established
 };
+
+// A frame's fields; what is not there is zero.
+struct filter_frame {
+    u8 source[16], destination[16];
+    u16 ethertype, source_port, destination_port, fragment; // ports as on the wire
+    u8 protocol, ttl, tcp_flags, ip; // ip: 4, 6 or 0
+    u16 payload; // where it starts: behind the header of UDP or TCP, else behind that of IP
+    u8 has; // FRAME_PORTS, FRAME_TCP
+    u8 zero;
+};
+enum { FRAME_PORTS = 1, FRAME_TCP = 2 };
 
 // Sampling on one CPU: one packet in 2^shift on average, each with equal chance.
 struct filter_sampler {
@@ -54,6 +67,9 @@ struct filter_scratch {
     u8 source[16]; // of limits, its last byte aside
     u32 last;
     u32 sample; // being recorded: slot, verdict << 16, shift << 24
+    u32 followed, zero; // whether connections are
+    u64 candidates; // table rules still to be looked at
+    struct filter_frame frame; // of them
 };
 
 struct filter_config {
@@ -61,9 +77,10 @@ struct filter_config {
     u32 window; // jiffies
     u32 budget; // samples of passed traffic that a CPU takes in a window
     u32 half; // which half of filter_chunks holds
-    u32 unused;
+    u32 generation; // which prefixes of IPv6 hold: 0 or 1
+    u64 table; // table rules in force, a bit for each
 };
-enum { FILTER_SETS4 = 1, FILTER_SETS6 = 2, FILTER_LIMITS = 8, FILTER_ALLOWING = 16 }; // flags
+enum { FILTER_SETS4 = 1, FILTER_SETS6 = 2, FILTER_LIMITS = 8, FILTER_ALLOWING = 16, FILTER_FOLLOWED = 32 }; // flags
 
 #define FILTER_ALLOW 1u // the bit of the allow-list among sets
 
@@ -75,8 +92,19 @@ struct filter_span {
     u32 start, sets; // addresses from start up to the next span's
 };
 struct filter_prefix6 {
-    u32 length;
-    u8 address[16];
+    u32 length; // in bits, the generation's eight included
+    u8 generation, address[16];
+    u8 zero[3];
+};
+
+// What is left to ask of a table rule whose fields fit (filter_table.h).
+struct filter_fields {
+    u8 source[16], source_mask[16], destination[16], destination_mask[16];
+    u8 payload[16], payload_mask[16];
+    u32 source_sets, not_source_sets, destination_sets, not_destination_sets; // any of, none of
+    u16 payload_at;
+    u8 payload_bytes, state; // state 0: any, 1: new, 2: established
+    u32 unused;
 };
 
 struct filter_bucket_key {

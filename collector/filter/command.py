@@ -112,8 +112,8 @@ def show(local: "Local", name: str) -> None:
     import msgspec
     import yaml
 
-    from collector.filter.language import compile_expression
     from schemas.errors import UsageError
+    from schemas.filter_expression import compile_expression
 
     rule = next((each for each in local.state.document.rules if each.id == name), None)
     if rule is None:

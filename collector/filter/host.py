@@ -11,42 +11,38 @@ gone, and another :class:`Filter` on the same directory and pins picks them up.
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from ipaddress import IPv6Address
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from collector import xdp, xdp_chain
 from collector.bpf_map import Map, possible_cpus
-from collector.filter import program, sets
+from collector.filter import figures, program, sets
 from collector.filter.connections import watch
-from collector.filter.language import Document, Expression, action, check
+from collector.filter.figures import Count, Top
+from collector.filter.language import Document, Rule, Test, action, bound, check
 from collector.filter.layout import (
-    COUNTER,
+    FOLLOWED,
     LIMITS,
     MAX_RULES,
     MAX_SETS,
-    SCRATCH,
-    TOP_KEY,
-    TOP_KINDS,
-    TOP_VALUE,
-    VERDICTS,
+    TABLE,
     WINDOW_MS,
     Control,
-    gaps,
     window_budget,
 )  # fmt: skip
 from collector.filter.program import ORDER, Expressed, Program
+from collector.filter.sets import Prefixes
 from collector.filter.skeleton import MapShape, skeleton
 from collector.filter.state import State
+from collector.filter.table import RuleTable
 from collector.filter.tables import AddressTables
 from collector.filter.ticks import ticks
-from schemas.errors import UsageError
+from schemas.errors import BpfleetError, UsageError
 
 PASSED_BUDGET = 1000  # samples of passed traffic per second
 CACHE = "compiled"
+CONNECTIONS = "connections"  # the pin of what follows them
 ADDRESS_MAPS = ("filter_config", "filter_chunks", "filter_spans")
 
 
@@ -56,27 +52,7 @@ class Applied:
 
     programs: int  # loaded anew
     seconds: float
-
-
-@dataclass(frozen=True)
-class Count:
-    """Packets and bytes since the filter began; rule "" is what was let through without a rule deciding."""
-
-    rule: str
-    verdict: str
-    packets: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Top:
-    """A heavy hitter: what (`source`, `port` …), which, and how much, estimated from samples."""
-
-    kind: str
-    verdict: str
-    item: str
-    packets: int
-    bytes: int
+    trouble: Mapping[str, str] = field(default_factory=dict)  # interfaces it could not be put on, and why
 
 
 class Filter:
@@ -94,14 +70,23 @@ class Filter:
         self.pins = pins
         self.skeleton = skeleton(directory / CACHE)
         self.state = State.read(directory / "state.json") if pins else State()
+        if pins and self.state.made_by != self.skeleton.fingerprint:
+            self._begin_anew(pins)
         self.maps = {each.name: self._map(each) for each in self.skeleton.maps if each.name != ORDER}
         self.tables = AddressTables(self.maps, self.state.region)
+        self.table = RuleTable(self.maps)
         self.programs: dict[tuple[object, ...], Program] = {}
+        self.running: dict[str, Program] = {}  # by interface
         self.attached: dict[str, xdp.Attached] = {}
-        self._expressions: dict[str, Expression] = {}
+        self._tests: dict[str, Test] = {}
         self._watcher: int | None = None
-        self._watched = False
-        self._fill()
+        self.followed = pins is not None and (pins / CONNECTIONS).exists()
+
+    def _begin_anew(self, pins: Path) -> None:
+        """Maps of another version mean something else: the old program keeps them until it is replaced."""
+        for place in pins.glob("*"):
+            place.unlink()
+        self.state.slots, self.state.sets, self.state.region = {}, {}, (0, 0)
 
     def _map(self, shape: MapShape, entries: int = 0) -> Map:
         """The pinned map if it fits, else a new one, pinned."""
@@ -119,73 +104,103 @@ class Filter:
         made.pin(place)
         return made
 
-    def _fill(self) -> None:
-        table = gaps()
-        numbers = np.arange(len(table), dtype="<u4")
-        self.maps["filter_gaps"].update_many(numbers.tobytes(), table.astype("<u4").tobytes(), len(table))
-
     # --- applying ---
 
-    def apply(self, document: Document) -> Applied:
+    def apply(
+        self, document: Document, lists: Mapping[str, Prefixes] | None = None, *,
+        samples: int = PASSED_BUDGET, strict: bool = True,
+    ) -> Applied:  # fmt: skip
         """Make the kernel do what the document says. Raises :class:`UsageError`, :class:`BpfleetError`; then
-        nothing has changed."""
+        nothing has changed.
+
+        ``lists``: sets that are parsed already. ``samples``: of passed traffic per second. Not ``strict``: an
+        interface that does not take the program is told of and does not keep the others from it.
+        """
         begin = time.monotonic()
-        expressions = self._check(document)
-        numbers = self.state.number_sets(sorted(_used(document, expressions)), MAX_SETS)
-        slots = self.state.number_rules([each.id for each in document.rules], MAX_RULES)
-        tables = self._build(document, numbers)
+        tests = self._check(document, [*(lists or {}), *document.sets])
+        names = {name for each in tests.values() for name in each.sets()}
+        numbers = self.state.number_sets(sorted(names), MAX_SETS)
+        slots = self._slots(document)
+        tables = self._build(document, numbers, lists or {})
         grown = self.tables.place(len(tables.spans)) is None
         if grown:
             self._grow(len(tables.spans))
-        wanted, fresh = self._programs(document, expressions, numbers, slots, grown)
-        half, flags = self.tables.write(tables, bool(document.allow))
+        wanted, fresh = self._programs(document, tests, numbers, slots, grown)
+        if not self.followed and any(each.asks_state for each in tests.values()):
+            self.follow()
+        config = self.tables.write(tables, bool(document.allow))
+        fields = {slots[name]: each.fields for name, each in tests.items() if each.fields is not None}
+        table = self.table.write(fields, numbers)
         self._control(document, slots)
-        window = max(1, ticks().hz * WINDOW_MS // 1000)
         limits = any(action(each)[1] for each in document.rules)
-        flags |= LIMITS * limits
-        self.tables.put(half, flags, window, window_budget(PASSED_BUDGET, possible_cpus()))
-        if not self._watched and any(("established", "") in each.flags for each in expressions.values()):
-            self._watch()
-        self._attach(wanted)
+        window = max(1, ticks().hz * WINDOW_MS // 1000)
+        flags = config.flags | LIMITS * limits | FOLLOWED * self.followed
+        budget = window_budget(samples, possible_cpus())
+        self.tables.put(replace(config, flags=flags, window=window, table=table, budget=budget))
+        trouble = self._attach(wanted, strict)
         self._forget(slots, set(wanted.values()))
-        self.state.interfaces = self.interfaces
+        self.state.interfaces, self.state.made_by = self.interfaces, self.skeleton.fingerprint
         self.state.settle(document, numbers, slots, self.tables.region)
         if self.pins:
             self.state.write(self.directory / "state.json")
-        return Applied(fresh, time.monotonic() - begin)
+        return Applied(fresh, time.monotonic() - begin, trouble)
 
-    def _check(self, document: Document) -> dict[str, Expression]:
-        names = [each.id for each in document.rules]
-        for name in names:
-            if names.count(name) > 1:
-                raise UsageError(f"rule {name} is there twice; give each rule its own id")
-        found = {}
+    def _check(self, document: Document, names: Sequence[str]) -> dict[str, Test]:
+        """What each rule asks; expressions that were asked before are not compiled again."""
+        found: dict[str, Test] = {}
+        known, self._tests = self._tests, {}
         for rule in document.rules:
-            known = self._expressions.get(rule.match)
-            expression = (
-                known if known and known.sets() <= set(document.sets) else check(rule, [*document.sets])
-            )
-            if expression is None:
-                raise UsageError(f"rule {rule.id}: rules of `fields` are not supported by this host yet")
-            found[rule.id] = self._expressions[rule.match] = expression
+            if rule.id in found:
+                raise UsageError(f"rule {rule.id} is there twice; give each rule its own id")
+            test = known.get(rule.content)
+            if (
+                test is None
+                or not test.sets() <= set(names)
+                or (test.fields is None) != (rule.fields is None)
+            ):
+                test = check(rule, names)
+            found[rule.id] = self._tests[rule.content] = test
         return found
 
-    def _build(self, document: Document, numbers: Mapping[str, int]) -> sets.Tables:
-        parsed = {number: sets.parse(document.sets[name], f"@{name}") for name, number in numbers.items()}
+    def _slots(self, document: Document) -> dict[str, int]:
+        """A slot for each rule's counters; those of the table kind have their own."""
+        table = [each.id for each in document.rules if each.fields is not None]
+        passing = [each.id for each in document.rules if each.fields is not None and each.action == "pass"]
+        others = [name for name in table if name not in set(passing)]
+        expressed = [each.id for each in document.rules if each.fields is None]
+        first = self.state.number_rules(
+            passing, range(TABLE, MAX_RULES), TOO_MANY_TABLE
+        )  # they are asked first
+        left = [slot for slot in range(MAX_RULES - 1, TABLE - 1, -1) if slot not in first.values()]
+        return (
+            first
+            | self.state.number_rules(others, left, TOO_MANY_TABLE)
+            | self.state.number_rules(expressed, range(TABLE), f"more than {TABLE} rules; use address sets")
+        )
+
+    def _build(
+        self, document: Document, numbers: Mapping[str, int], lists: Mapping[str, Prefixes]
+    ) -> sets.Tables:
+        parsed = {
+            number: lists[name] if name in lists else sets.parse(document.sets[name], f"@{name}")
+            for name, number in numbers.items()
+        }
         return sets.build({0: sets.parse(document.allow, "allow"), **parsed})
 
     def _grow(self, spans: int) -> None:
         """Fresh address maps, large enough for twice ``spans`` and to come; the next program uses them."""
         entries = 1 << (3 * spans).bit_length()
+        generation = self.tables.config().generation
         for shape in self.skeleton.maps:
             if shape.name in ADDRESS_MAPS:
                 self.maps[shape.name].close()
                 size = entries if shape.name == "filter_spans" else shape.entries
                 self.maps[shape.name] = self._map(shape, size)
         self.tables = AddressTables(self.maps)
+        self.tables.put(replace(self.tables.config(), generation=generation))
 
     def _programs(
-        self, document: Document, expressions: Mapping[str, Expression], numbers: Mapping[str, int],
+        self, document: Document, tests: Mapping[str, Test], numbers: Mapping[str, int],
         slots: Mapping[str, int], renewed: bool,
     ) -> tuple[dict[str, Program], int]:  # fmt: skip
         """The program of each interface, loaded if there is none yet, and how many were."""
@@ -193,44 +208,49 @@ class Filter:
         if renewed:
             self.programs = {("old", *key): each for key, each in self.programs.items()}
         for interface in self.interfaces or [""]:
-            rules = [each for each in document.rules if each.scope.covers(self.labels, interface)]
-            parts = [
-                Expressed(
-                    slots[each.id], expressions[each.id].instructions, expressions[each.id].bound(numbers)
-                )
-                for each in rules
-            ]
-            key = tuple(
-                (part.slot, rule.match, tuple(part.flags)) for part, rule in zip(parts, rules, strict=True)
-            )
+            parts = []
+            for rule in document.rules:
+                expression = tests[rule.id].expression
+                if expression is not None and rule.scope.covers(self.labels, interface):
+                    flags = bound(expression, numbers)
+                    parts.append((Expressed(slots[rule.id], expression.instructions, flags), expression.text))
+            key = tuple((part.slot, text, tuple(part.flags)) for part, text in parts)
             if key not in self.programs:
-                self.programs[key] = program.load(self.skeleton, self.maps, parts)
+                self.programs[key] = program.load(self.skeleton, self.maps, [part for part, _ in parts])
                 fresh += 1
             wanted[interface] = self.programs[key]
         return wanted, fresh
 
     def _control(self, document: Document, slots: Mapping[str, int]) -> None:
-        cpus = possible_cpus()
         for rule in document.rules:
-            kind, limit = action(rule)
-            control = Control(
-                kind, rule.mode, ticks().at(rule.expires), window_budget(rule.sample, cpus),
-                limit.packets_per_second if limit else 0, limit.prefix if limit else 32,
-            )  # fmt: skip
-            self.maps["filter_rules"].update(slots[rule.id].to_bytes(4, "little"), control.pack())
+            self.maps["filter_rules"].update(slots[rule.id].to_bytes(4, "little"), _control(rule).pack())
 
-    def _attach(self, wanted: Mapping[str, Program]) -> None:
+    def _attach(self, wanted: Mapping[str, Program], strict: bool) -> dict[str, str]:
         """Where pinned, in one pass with what follows on the interface: see collector.xdp_chain."""
+        trouble = {}
         for interface, each in wanted.items():
             if not interface:
                 continue
-            if self.pins:
-                table = self.maps["filter_next"]
-                xdp_chain.put_first(self.pins.name, each.fd, interface, table, mode=self.mode)
-            elif interface in self.attached:
-                self.attached[interface].replace(each.fd)
-            else:
-                self.attached[interface] = xdp.attach(each.fd, interface, mode=self.mode)
+            try:
+                self._put_on(interface, each)
+            except BpfleetError as error:
+                if strict:
+                    raise
+                trouble[interface] = str(error)
+        if self.pins:
+            for interface in set(xdp_chain.interfaces(self.pins.name)) - wanted.keys():
+                xdp_chain.take_first(self.pins.name, interface)
+        self.running = dict(wanted)
+        return trouble
+
+    def _put_on(self, interface: str, each: Program) -> None:
+        if self.pins:
+            table = self.maps["filter_next"]
+            xdp_chain.put_first(self.pins.name, each.fd, interface, table, mode=self.mode)
+        elif interface in self.attached:
+            self.attached[interface].replace(each.fd)
+        else:
+            self.attached[interface] = xdp.attach(each.fd, interface, mode=self.mode)
 
     def _forget(self, slots: Mapping[str, int], running: set[Program]) -> None:
         """Rules that are gone: no effect, counters at zero; programs that no interface has."""
@@ -244,48 +264,34 @@ class Filter:
             if each not in running:
                 self.programs.pop(key).close()
 
-    def _watch(self) -> None:
-        """Only where a rule asks for it are connections followed."""
-        pin = self.pins / "connections" if self.pins else None
-        self._watcher, self._watched = watch(self.maps["filter_connections"], pin), True
+    def shadow(self, rule: Rule) -> None:
+        """Have a rule count only, at once; the next apply says what holds."""
+        place = self.state.slots[rule.id].to_bytes(4, "little")
+        self.maps["filter_rules"].update(place, replace(_control(rule), mode="shadow").pack())
+
+    def follow(self) -> None:
+        """Follow this host's connections from now on; takes a second or two, the first time."""
+        pin = self.pins / CONNECTIONS if self.pins else None
+        self._watcher, self.followed = watch(self.maps["filter_connections"], pin), True
+
+    def use_followed(self) -> None:
+        """Have the program ask whether what it drops is of a connection."""
+        config = self.tables.config()
+        self.tables.put(replace(config, flags=config.flags | FOLLOWED))
 
     # --- seeing ---
 
     def counts(self) -> list[Count]:
         """Exact counters of all rules in force, and of what passed."""
-        _, values, entries = self.maps["filter_counters"].read()
-        table = np.frombuffer(values, COUNTER).reshape(entries, possible_cpus())
-        found = []
-        for name, slot in self.state.slots.items():
-            packets, size = table["packets"][slot].sum(axis=0), table["bytes"][slot].sum(axis=0)
-            for number, verdict in enumerate(VERDICTS):
-                found.append(Count(name, verdict, int(packets[number]), int(size[number])))
-        scratch = self._scratch()
-        found.append(Count("", "pass", int(scratch["packets"].sum()), int(scratch["bytes"].sum())))
-        return found
-
-    def _scratch(self) -> "np.ndarray[tuple[int, ...], np.dtype[np.void]]":
-        value = self.maps["filter_scratch"].lookup(bytes(4))
-        assert value is not None
-        return np.frombuffer(value, SCRATCH)
+        return figures.counts(self.maps, self.state.slots)
 
     def allowed(self) -> int:
         """Frames that a rule matched and the allow-list let through."""
-        return int(self._scratch()["allowed"].sum())
+        return int(figures.scratch(self.maps)["allowed"].sum())
 
     def top(self) -> list[Top]:
         """Heavy hitters since the last call, estimated; the most packets first."""
-        keys, values, entries = self.maps["filter_top"].read(delete=True)
-        pairs = zip(np.frombuffer(keys, TOP_KEY), np.frombuffer(values, TOP_VALUE), strict=True)
-        found = [
-            Top(
-                TOP_KINDS[key["kind"]], VERDICTS[key["verdict"]], _item(int(key["kind"]), bytes(key["item"])),
-                int(value["packets"]), int(value["bytes"]),
-            )
-            for key, value in pairs
-        ]  # fmt: skip
-        assert len(found) == entries
-        return sorted(found, key=lambda each: -each.packets)
+        return figures.top(self.maps)
 
     # --- ending ---
 
@@ -324,16 +330,12 @@ class Filter:
         self.close()
 
 
-def _item(kind: int, raw: bytes) -> str:
-    """An address or a number, for people."""
-    if kind > TOP_KINDS.index("destination"):
-        return str(int.from_bytes(raw[:8], "little"))
-    address = IPv6Address(raw)
-    text = str(address.ipv4_mapped or address)
-    if TOP_KINDS[kind] != "source_net":
-        return text
-    return text + ("/24" if address.ipv4_mapped else "/64")
+TOO_MANY_TABLE = "more than 64 rules of fields; write some as expressions"
 
 
-def _used(document: Document, expressions: Mapping[str, Expression]) -> set[str]:
-    return {name for rule in document.rules for name in expressions[rule.id].sets()}
+def _control(rule: Rule) -> Control:
+    kind, limit = action(rule)
+    return Control(
+        kind, rule.mode, ticks().at(rule.expires), window_budget(rule.sample, possible_cpus()),
+        limit.packets_per_second if limit else 0, limit.prefix if limit else 32,
+    )  # fmt: skip

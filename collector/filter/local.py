@@ -14,7 +14,8 @@ import msgspec
 import yaml
 
 from collector import xdp
-from collector.filter.host import Applied, Count, Filter
+from collector.filter.figures import Count
+from collector.filter.host import Applied, Filter
 from collector.filter.language import Document, Rule
 from collector.filter.state import State
 from schemas.errors import UsageError

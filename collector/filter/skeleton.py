@@ -26,6 +26,9 @@ FUNCTIONS = (
     "source_sets",
     "destination_sets",
     "step",
+    "established",
+    "table",
+    "fields",
 )  # by the numbers in filter_act.h
 FIRST_FUNCTION = 0x7F000000
 PATIENCE = 120  # seconds
@@ -55,6 +58,7 @@ class Skeleton:
 
     pieces: Mapping[str, Piece]
     maps: tuple[MapShape, ...]
+    fingerprint: str  # of the source: maps of another one mean something else
 
 
 def skeleton(directory: Path) -> Skeleton:
@@ -80,7 +84,7 @@ def skeleton(directory: Path) -> Skeleton:
                 f"{each.name}: Python and C disagree on its layout (a fault; please report it)"
             )
     pieces = {name: _piece(bytes.fromhex(code)) for name, code in answer["pieces"].items()}
-    return Skeleton(pieces, maps)
+    return Skeleton(pieces, maps, _fingerprint(header))
 
 
 @cache

@@ -11,6 +11,18 @@ from collector.filter.language import Document
 from schemas.errors import BpfleetError, UsageError
 
 
+class Standing(Struct, frozen=True):
+    """A rule as it was last in force: for what is told of its changes."""
+
+    mode: str
+    action: str
+    content: str
+    author: str
+    digest: str
+    ends: int  # µs since 1970
+    held: str = ""  # why it is in shadow though it is wanted enforced
+
+
 class State(Struct):
     """Slots and bits stay with their owner as long as it lives, so that counters and tables keep their
     meaning."""
@@ -20,6 +32,9 @@ class State(Struct):
     sets: dict[str, int] = field(default_factory=dict)  # address set → bit
     interfaces: list[str] = field(default_factory=list)
     region: tuple[int, int] = (0, 0)  # spans of the address tables in force
+    made_by: str = ""  # version of the program that the maps are of
+    fleet: bool = False  # desired state owns the filter, and `document` holds no sets; else local commands do
+    since: dict[str, Standing] = field(default_factory=dict)  # rules of desired state, as last told of
 
     @classmethod
     def read(cls, file: Path) -> "State":
@@ -36,9 +51,10 @@ class State(Struct):
         partial.write_bytes(msgspec.json.encode(self))
         partial.replace(file)
 
-    def number_rules(self, names: Sequence[str], most: int) -> dict[str, int]:
-        """A slot for each rule; one that was there keeps its own."""
-        return _number(names, self.slots, range(most), f"more than {most} rules; split them over hosts")
+    def number_rules(self, names: Sequence[str], slots: Sequence[int], too_many: str) -> dict[str, int]:
+        """A slot for each rule, the first of ``slots`` first; one that was there keeps its own."""
+        known = {name: slot for name, slot in self.slots.items() if slot in slots}
+        return _number(names, known, slots, too_many)
 
     def number_sets(self, names: Sequence[str], most: int) -> dict[str, int]:
         """A bit for each address set; bit 0 is the allow-list's."""
@@ -53,7 +69,9 @@ class State(Struct):
         self.document, self.sets, self.slots, self.region = document, sets, slots, region
 
 
-def _number(names: Sequence[str], known: dict[str, int], all_numbers: range, too_many: str) -> dict[str, int]:
+def _number(
+    names: Sequence[str], known: dict[str, int], all_numbers: Sequence[int], too_many: str
+) -> dict[str, int]:
     """Numbers that others still hold are not given again, even if their holder goes with this change."""
     if len(names) > len(all_numbers):
         raise UsageError(too_many)

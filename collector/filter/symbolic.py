@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from collector.filter.decision import FALSE, LENGTH, LONGEST, MAX, TRUE, Graph
 from collector.filter.pcap import Instruction
 from schemas.errors import UsageError
+from schemas.filter_expression import PLACEHOLDER
 
-PLACEHOLDER = 0x40000000  # a byte loaded from here stands for the flag of that number
 ANCILLARY = (0xFFFFF004, 0xFFFFF008)  # packet type and interface of a socket filter (linux/filter.h)
 MAX_INSTRUCTIONS = 900
 MAX_NODES = 20_000

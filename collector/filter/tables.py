@@ -3,17 +3,16 @@
 import mmap
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from collector.bpf_map import Map
-from collector.filter.layout import ALLOWING, CHUNK, CONFIG, SETS4, SETS6, SPAN
+from collector.filter.layout import ALLOWING, CHUNK, SETS4, SETS6, SPAN, Config
 from collector.filter.sets import Tables
 
 GRACE_S = 0.01  # no CPU looks at a table that was replaced longer ago than this
-ADDRESS_FLAGS = SETS4 | SETS6 | ALLOWING
 
 
 @dataclass
@@ -23,6 +22,7 @@ class AddressTables:
     maps: Mapping[str, Map]
     region: tuple[int, int] = (0, 0)  # spans in force
     replaced: float = 0.0
+    prefixes6: dict[bytes, int] | None = None  # in force; None: nobody knows
 
     def place(self, count: int) -> int | None:
         """Where ``count`` spans fit beside those in force; None: nowhere, the map is too small."""
@@ -31,48 +31,66 @@ class AddressTables:
             return 0
         return end if end + count <= self.maps["filter_spans"].max_entries else None
 
-    def write(self, tables: Tables, allowing: bool) -> tuple[int, int]:
-        """Write tables beside those in force → (half, flags) for :meth:`put`, or for a program's own start.
+    def write(self, tables: Tables, allowing: bool) -> Config:
+        """Write tables beside those in force → the configuration that puts them there.
 
-        The caller made sure of the room (:meth:`place`). IPv6 prefixes change in place, each atomically: new
-        ones first.
+        The caller made sure of the room (:meth:`place`), and fills in what is not about addresses.
         """
         time.sleep(max(0.0, self.replaced + GRACE_S - time.monotonic()))
         at = self.place(len(tables.spans))
         assert at is not None
-        half = 1 - self.config()[3]
+        before = self.config()
+        half = 1 - before.half
         chunks = tables.chunks.copy()
         chunks["first"] += np.where(chunks["count"] > 0, at, 0).astype(np.uint32)
         _store(self.maps["filter_chunks"], chunks, half << 16)
         _store(self.maps["filter_spans"], tables.spans, at)
-        self._write_ipv6(tables)
+        generation = before.generation
+        if tables.prefixes6 != self.prefixes6:
+            generation = 1 - before.generation
+            self._write_ipv6(tables, generation)
         self.region = (at, at + len(tables.spans))
         four, six = tables.flags
-        return half, SETS4 * four | SETS6 * six | ALLOWING * allowing
+        flags = SETS4 * four | SETS6 * six | ALLOWING * allowing
+        return replace(before, flags=flags, half=half, generation=generation)
 
-    def _write_ipv6(self, tables: Tables) -> None:
-        trie = self.maps["filter_prefixes6"]
-        hints = self.maps["filter_hints6"]
-        for key, mask in tables.prefixes6.items():
-            trie.update(key, mask.to_bytes(4, "little"))
-        numbers = np.arange(len(tables.hints6), dtype="<u4")
-        hints.update_many(numbers.tobytes(), tables.hints6.astype("<u8").tobytes(), len(numbers))
+    def _write_ipv6(self, tables: Tables, generation: int) -> None:
+        """All prefixes under a generation that no packet asks for yet."""
+        trie, hints = self.maps["filter_prefixes6"], self.maps["filter_hints6"]
+        fresh = [_key6(key, generation) for key in tables.prefixes6]
         there, _, count = trie.read()
-        size = trie.key_size
+        size, wanted = trie.key_size, set(fresh)
         for key in (bytes(there[at * size : (at + 1) * size]) for at in range(count)):
-            if key not in tables.prefixes6:
+            if key[4] == generation and key not in wanted:
                 trie.delete(key)
+        masks = np.array([*tables.prefixes6.values()], "<u4").tobytes()
+        trie.update_many(b"".join(fresh), masks, len(fresh))
+        numbers = np.arange(len(tables.hints6), dtype="<u4") + (generation << 10)
+        hints.update_many(
+            numbers.astype("<u4").tobytes(), tables.hints6.astype("<u8").tobytes(), len(numbers)
+        )
+        self.prefixes6 = tables.prefixes6
 
-    def config(self) -> tuple[int, ...]:
-        """What is in force: flags, window, budget, half, 0."""
+    def config(self) -> Config:
+        """What is in force."""
         value = self.maps["filter_config"].lookup(bytes(4))
         assert value is not None
-        return CONFIG.unpack(value)
+        return Config.unpack(value)
 
-    def put(self, half: int, flags: int, window: int, budget: int) -> None:
+    def put(self, config: Config) -> None:
         """Put tables in force, and the rest of the configuration with them."""
-        self.maps["filter_config"].update(bytes(4), CONFIG.pack(flags, window, budget, half, 0))
+        self.maps["filter_config"].update(bytes(4), config.pack())
         self.replaced = time.monotonic()
+
+
+def _key6(key: bytes, generation: int) -> bytes:
+    """A prefix's length and address as the trie has it: the generation comes before the address."""
+    return (
+        (int.from_bytes(key[:4], "little") + 8).to_bytes(4, "little")
+        + bytes([generation])
+        + key[4:]
+        + bytes(3)
+    )
 
 
 def _store(table: Map, rows: "np.ndarray[Any, Any]", at: int) -> None:
