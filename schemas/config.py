@@ -123,6 +123,19 @@ class Collector(Struct, forbid_unknown_fields=True):
             "change interfaces"
         ),
     ] = field(default_factory=lambda: ["filter", "lb", "probe"])
+    lb_pins: Annotated[
+        str,
+        Meta(
+            description="the balancer's directory of pins; a second collector of one kernel needs another",
+            pattern="^[a-z0-9_-]{1,60}$",
+        ),
+    ] = "lb"
+    probe_max_cpu: Annotated[
+        float, Meta(description="share of the host's CPU that one on-demand probe may cost", gt=0, le=1)
+    ] = 0.02
+    probe_dir: Annotated[
+        str, Meta(description="where this host's own C sources of on-demand probes are; none by default")
+    ] = ""
     desired_dir: Annotated[
         str, Meta(description="file or directory of desired state of this host's own, YAML or JSON")
     ] = ""

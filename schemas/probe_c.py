@@ -289,7 +289,9 @@ class _Source:
         value = writer.number(self.checked.of) if self.checked.of else "0"
         lines = self._event(writer, keys) if self.is_event else self._aggregate(writer, keys, value)
         if writer.spent > KEY_BYTES:
-            raise UsageError(f"its texts take {writer.spent} bytes, at most {KEY_BYTES}; compare fewer of them")
+            raise UsageError(
+                f"its texts take {writer.spent} bytes, at most {KEY_BYTES}; compare fewer of them"
+            )
         head = [] if self.is_event else [f"struct {STREAM}_key key = {{}};"]
         return [*head, *lines]
 
@@ -341,7 +343,9 @@ class _Source:
                 writer.lines.append(f"__builtin_memcpy(event->{name}, {held}, sizeof(event->{name}));")
             else:
                 filling = writer.filling(key.tree)[1].format(to=f"event->{name}")
-                writer.lines.append(f"__builtin_memset(event->{name}, 0, sizeof(event->{name}));\n\t{filling}")
+                writer.lines.append(
+                    f"__builtin_memset(event->{name}, 0, sizeof(event->{name}));\n\t{filling}"
+                )
         return [
             *conditions, "u32 cell = 0;", "struct sampler *sampler = bpf_map_lookup_elem(map(samplers), &cell);",
             "if (!sampler)\n\t\treturn 0;", "u64 now = bpf_ktime_get_ns();",
@@ -364,7 +368,9 @@ class _Source:
         head = "struct begun *begun, u64 latency, " if self.bound.end else ""
         inner = f"static __always_inline int finish({last.context} *ctx, {head}u64 weight)\n{_block(body)}"
         first = self.begin() if self.bound.end else ""
-        final = _program(last.hook, self._end() if self.bound.end else [self.gate(), "return finish(ctx, weight);"])
+        final = _program(
+            last.hook, self._end() if self.bound.end else [self.gate(), "return finish(ctx, weight);"]
+        )
         stream = _stream(fields, self.checked)
         text = "".join((self._head(inner + first + final), self.structs(), inner, first, final))
         return Generated(text, Probe(STREAM, (stream,)), tuple(keys))
@@ -389,7 +395,9 @@ class _Source:
             lines += ["SETTING(rate, 100)", "MAP(PERCPU_ARRAY, samplers, u32, struct sampler, 1)"]
         if self.checked.spec.cgroup:
             lines.append("MAP(HASH, homes, u64, u64, 16384)")
-        needs = dict.fromkeys(each.needs for each in (self.bound.begin, self.bound.end) if each and each.needs)
+        needs = dict.fromkeys(
+            each.needs for each in (self.bound.begin, self.bound.end) if each and each.needs
+        )
         members = {
             f"KERNEL_STRUCT({each.struct}, {each.path})\n"
             for tree in (*self.checked.trees, *self.checked.pair)

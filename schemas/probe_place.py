@@ -49,10 +49,21 @@ def machine() -> Machine:
 class Place(Protocol):
     """See the module."""
 
-    hook: str  # `TRACEPOINT(sched, sched_switch)`
-    context: str  # C type of ctx
-    needs: str  # C that precedes the programs
-    known: tuple[str, ...]
+    @property
+    def hook(self) -> str:
+        """The head of its program: ``TRACEPOINT(sched, sched_switch)``."""
+
+    @property
+    def context(self) -> str:
+        """The C type of ctx."""
+
+    @property
+    def needs(self) -> str:
+        """C that precedes the programs."""
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """What it has, for people."""
 
     def number(self, name: str) -> str | None:
         """The C of a number."""
