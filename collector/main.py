@@ -69,10 +69,15 @@ def _ship(config: Config) -> int:
 
 def _follow_desired_state(agent: "Agent", *, kafka: bool = True) -> None:
     from collector import handlers
+    from collector.cpu_time import CpuTime
     from collector.desired import DesiredState
+    from collector.listeners import Listeners
+    from collector.polled import Polled
     from collector.pressure import Pressure
 
     agent.companions.append(Pressure())
+    agent.companions.append(Polled("cpu_time", CpuTime().rows))
+    agent.companions.append(Polled("listen_drop", Listeners().rows))
     agent.companions.append(DesiredState(agent.config, handlers.make(agent), kafka=kafka))
 
 

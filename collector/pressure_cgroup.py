@@ -76,7 +76,7 @@ class CgroupReader:
     def _scan(self) -> None:
         paths: dict[str, list[str]] = {}
         for controller, place in self._places.items():
-            for path in _walk(place):
+            for path in walk(place):
                 paths.setdefault(path, []).append(controller)
         self._paths = dict(sorted(paths.items())[:CGROUPS])
         self._before = {path: numbers for path, numbers in self._before.items() if path in self._paths}
@@ -103,7 +103,7 @@ class CgroupReader:
         return total, device
 
 
-def _walk(place: str) -> Iterator[str]:
+def walk(place: str) -> Iterator[str]:
     """Paths of the cgroups below the root."""
     waiting = [place]
     while waiting:

@@ -1,6 +1,7 @@
 """Loaded probes as sources of arrays: rings, aggregates, their loss counters, their programs' run time."""
 
 import fnmatch
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,7 +129,9 @@ def load(probes: Iterable[Probe], config: Collector) -> tuple[list[Attached], di
     by_name = {each.name: each for each in probes}
     settings = {
         "slow_io_us": config.slow_io_us,
+        "slow_file_us": config.slow_file_us,
         "drop_samples_per_second": config.drop_samples_per_second,
+        "tick_ns": round(time.clock_getres(time.CLOCK_MONOTONIC_COARSE) * 1e9),
     }
     ring_bytes = 1 << max(config.ring_kb * 1024 - 1, 4095).bit_length()  # a power of two, at least a page
     sources = [

@@ -105,6 +105,9 @@ class Collector(Struct, forbid_unknown_fields=True):
     slow_io_us: Annotated[
         int, Meta(description="a block request slower than this is an event of its own", ge=0)
     ] = 20_000
+    slow_file_us: Annotated[
+        int, Meta(description="a system call on a file slower than this is an event of its own", ge=0)
+    ] = 20_000
     drop_samples_per_second: Annotated[
         int, Meta(description="dropped packets shipped one by one; all are counted", ge=1)
     ] = 1_000
