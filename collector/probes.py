@@ -19,6 +19,8 @@ from schemas.config import Collector
 from schemas.declare import Probe, Stream
 from schemas.errors import UsageError
 
+MONOTONIC_COARSE = 6  # the kernel's clock that moves at each of its ticks (linux/time.h)
+
 
 @dataclass
 class RingReader:
@@ -131,7 +133,7 @@ def load(probes: Iterable[Probe], config: Collector) -> tuple[list[Attached], di
         "slow_io_us": config.slow_io_us,
         "slow_file_us": config.slow_file_us,
         "drop_samples_per_second": config.drop_samples_per_second,
-        "tick_ns": round(time.clock_getres(time.CLOCK_MONOTONIC_COARSE) * 1e9),
+        "tick_ns": round(time.clock_getres(MONOTONIC_COARSE) * 1e9),
     }
     ring_bytes = 1 << max(config.ring_kb * 1024 - 1, 4095).bit_length()  # a power of two, at least a page
     sources = [
