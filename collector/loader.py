@@ -19,6 +19,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -146,6 +147,31 @@ def load(sources: Sequence[Source], enums: Sequence[str] = (), python: str = PYT
             raise BpfleetError(f"the loader's child failed: {ending}")
         result.failed[next(iter(waiting))] = f"the compiler gave up: {ending}"
         waiting.pop(next(iter(waiting)))
+
+
+def load_side_by_side(sources: Sequence[Source], enums: Sequence[str] = (), children: int = 2) -> Result:
+    """As :func:`load`, with the sources shared out to several children: compiling is most of a start.
+
+    Each has the compiler in its memory while it lives (about 140 MB).
+    """
+    parts = [part for start in range(children) if (part := sources[start::children])]
+    whole = Result()
+    with ThreadPoolExecutor(max(len(parts), 1)) as pool:
+        asked = [pool.submit(load, part, enums if part is parts[0] else ()) for part in parts]
+        wait(asked)
+    failed = [each.exception() for each in asked if each.exception()]
+    for each in asked:
+        if not each.exception():
+            result = each.result()
+            if failed:
+                result.close()
+            for name, table in vars(result).items():
+                getattr(whole, name).update(table)
+    if failed:
+        raise failed[0] or BpfleetError("the loader's child failed")
+    order = [each.name for each in sources]
+    whole.loaded = dict(sorted(whole.loaded.items(), key=lambda each: order.index(each[0])))
+    return whole
 
 
 def _one_child(sources: list[Source], enums: Sequence[str], python: str, result: Result) -> str:

@@ -1,6 +1,7 @@
 """Loaded probes as sources of arrays: rings, aggregates, their loss counters, their programs' run time."""
 
 import fnmatch
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from schemas.config import Collector
 from schemas.declare import Probe, Stream
 from schemas.errors import UsageError
 
+MOST_CHILDREN = 4  # that compile at the same time
 MONOTONIC_COARSE = 6  # the kernel's clock that moves at each of its ticks (linux/time.h)
 
 
@@ -144,6 +146,7 @@ def load(probes: Iterable[Probe], config: Collector) -> tuple[list[Attached], di
         )
         for each in probes
     ]
-    result = loader.load(sources, enums=loader.kernel_enums(probes))
+    children = min(os.cpu_count() or 1, MOST_CHILDREN, len(sources))
+    result = loader.load_side_by_side(sources, loader.kernel_enums(probes), children)
     attached = [Attached(by_name[name], loaded) for name, loaded in result.loaded.items()]
     return attached, result.failed, dict(result.enums)
