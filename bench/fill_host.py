@@ -1,0 +1,287 @@
+"""What hosts say of themselves, for :mod:`bench.fill`.
+
+Each column is an SQL expression of ``number``; a column without one has its type's default.
+"""
+
+from bench.fill_values import (
+    ATTACKED,
+    BAD,
+    CGROUP,
+    CLIENT_PORT,
+    COMM,
+    HOST,
+    KERNEL_STACK,
+    PEER,
+    SECOND,
+    STACKS,
+    USER_STACK,
+    about,
+    histogram,
+    mixed,
+    one_of,
+)
+
+HOST_STREAMS: dict[str, dict[str, str]] = {
+    "host": {
+        "kernel": "'6.12.0'",
+        "arch": "'x86_64'",
+        "os": "'Debian GNU/Linux 12'",
+        "cores": "8",
+        "memory_bytes": "34359738368",
+        "version": "'0.1.0'",
+        "probes": "'runq_latency,block_io'",
+        "booted": "begin - INTERVAL 9 DAY",
+        "started": "begin + INTERVAL number % 12 MINUTE",
+        "labels": "concat('{\"region\": \"', ['eu', 'us'][number % 2 + 1], '\", \"role\": \"', "
+        "['web', 'web', 'db'][number % 3 + 1], '\"}')",
+        "failed": "if(number % 12 = 5, '{\"tcp_flow\": \"no BTF\"}', '{}')",
+    },
+    "runq_latency": SECOND
+    | {
+        "cgroup": CGROUP,
+        "count": about(2, 900),
+        "sum_ns": f"{about(3, 9e6)} * if({BAD}, 40, 1)",
+        "waits": histogram(4, 3, 8),
+    },
+    "preemption": SECOND
+    | {
+        "cgroup": CGROUP,
+        "by_cgroup": f"if({BAD}, 'batch.service', {CGROUP})",
+        "by": f"if({BAD}, 'other', {one_of(5, 'same', 'other', 'system', 'idle')})",
+        "preempted": about(5, 30),
+        "waits": about(6, 20),
+        "waited_ns": about(8, 4e6),
+    },
+    "block_io": SECOND
+    | {
+        "device": one_of(1, "nvme0n1", "nvme1n1"),
+        "operation": one_of(2, "READ", "WRITE", "FLUSH"),
+        "count": about(3, 300),
+        "bytes": about(4, 9e6),
+        "latency_ns": f"{about(5, 6e7)} * if({BAD}, 30, 1)",
+        "queued_ns": about(6, 4e6),
+        "latencies": histogram(7, 7, 6),
+    },
+    "block_io_slow": {
+        "device": "'nvme0n1'",
+        "operation": one_of(2, "READ", "WRITE"),
+        "sector": about(3, 1e8),
+        "bytes": "65536",
+        "latency_ns": about(4, 4e7),
+        "queued_ns": about(5, 2e6),
+        "pid": about(6, 2000),
+        "comm": COMM,
+        "cgroup": CGROUP,
+    },
+    "file_io": {
+        "operation": one_of(2, "fsync", "read", "write", "openat"),
+        "file": one_of(3, "wal", "access.log", "data"),
+        "filesystem": "'ext4'",
+        "device": "'nvme0n1'",
+        "latency_ns": about(4, 3e7),
+        "bytes": "4096",
+        "pid": about(6, 2000),
+        "comm": COMM,
+        "cgroup": CGROUP,
+    },
+    "tcp_connect": SECOND
+    | {
+        "remote_address": PEER,
+        "remote_port": "5432",
+        "cgroup": CGROUP,
+        "count": about(2, 20),
+        "failed": f"{mixed(3)} % 50 = 0",
+        "sum_ns": about(4, 2e7),
+        "latencies": histogram(5, 9),
+    },
+    "tcp_rtt": SECOND
+    | {
+        "remote_address": PEER,
+        "cgroup": CGROUP,
+        "samples": about(2, 50),
+        "count": about(3, 500),
+        "sum_us": about(4, 40000),
+        "rtts": histogram(5, 10),
+    },
+    "tcp_response": SECOND
+    | {
+        "remote_address": PEER,
+        "remote_port": "5432",
+        "cgroup": CGROUP,
+        "count": about(2, 50),
+        "sum_us": about(3, 90000),
+        "rtt_us": about(4, 20000),
+        "times": histogram(5, 11),
+    },
+    "tcp_retransmit": SECOND
+    | {
+        "remote_address": PEER,
+        "cgroup": CGROUP,
+        "state": one_of(2, "ESTABLISHED", "SYN_SENT", "CLOSE_WAIT"),
+        "count": about(3, 3),
+        "bytes": about(4, 4000),
+    },
+    "tcp_reset": SECOND
+    | {
+        "direction": one_of(2, "sent", "received"),
+        "remote_address": PEER,
+        "local_port": "443",
+        "reason": one_of(3, "NO_SOCKET", "NOT_SPECIFIED", "TCP_ABORT_ON_CLOSE"),
+        "cgroup": CGROUP,
+        "count": about(4, 2),
+    },
+    "tcp_flow": {
+        "duration_us": about(2, 120000, 1.8),
+        "local_address": ATTACKED,
+        "local_port": "443",
+        "remote_address": PEER,
+        "remote_port": f"if({mixed(3)} % 5 = 0, [5432, 6379, 9092][{mixed(4)} % 3 + 1], {CLIENT_PORT})",
+        "direction": f"if({mixed(3)} % 5 = 0, 'connected', 'accepted')",
+        "ended": one_of(6, "fin", "reset_by_peer", "reset_by_us"),
+        "state": one_of(7, "LAST_ACK", "FIN_WAIT2"),
+        "bytes_sent": about(8, 6000, 1.5),
+        "bytes_received": about(9, 700),
+        "retransmits": f"{mixed(10)} % 50 = 0",
+        "srtt_us": about(11, 25000),
+        "pid": about(12, 800, 0.1),
+        "comm": COMM,
+        "cgroup": CGROUP,
+    },
+    "syscall_latency": SECOND
+    | {
+        "cgroup": CGROUP,
+        "syscall": one_of(2, "read", "write", "futex", "openat", "fsync"),
+        "latencies": histogram(5, 2),
+    },
+    "packet_drop": {
+        "reason": one_of(2, "NO_SOCKET", "TCP_OLD_DATA", "NETFILTER_DROP", "SOCKET_RCVBUFF"),
+        "location": one_of(2, "tcp_v4_rcv", "tcp_data_queue", "nf_hook_slow", "udp_queue_rcv"),
+        "interface": "'eth0'",
+        "ethertype": "2048",
+        "protocol": "6",
+        "tcp_flags": "2",
+        "source_address": PEER,
+        "destination_address": ATTACKED,
+        "source_port": f"32768 + {mixed(4)} % 28000",
+        "destination_port": f"{mixed(5)} % 1000",
+        "length": about(6, 200),
+        "weight": "1",
+    },
+    "packet_drop_count": SECOND
+    | {
+        "reason": one_of(2, "NO_SOCKET", "TCP_OLD_DATA", "NETFILTER_DROP", "SOCKET_RCVBUFF"),
+        "packets": about(3, 40),
+    },
+    "listen_drop": SECOND
+    | {
+        "local_address": "'0.0.0.0'",
+        "local_port": "443",
+        "drops": f"{mixed(2)} % 9 = 0",
+        "queued": about(3, 5),
+        "limit": "128",
+    },
+    "udp_error": SECOND
+    | {
+        "local_port": "53",
+        "error": "'ENOMEM'",
+        "cgroup": CGROUP,
+        "count": about(2, 3),
+        "bytes": about(3, 600),
+    },
+    "pressure": SECOND
+    | {
+        "cores": "8",
+        "running": about(2, 3),
+        "blocked": "1",
+        "cpu_some_us": f"{about(3, 30000)} * if({BAD}, 12, 1)",
+        "memory_some_us": about(4, 500),
+        "memory_full_us": about(5, 100),
+        "io_some_us": f"{about(6, 9000)}",
+        "io_full_us": about(7, 2000),
+        "user_us": about(8, 2e6, 0.3),
+        "system_us": about(9, 5e5, 0.3),
+        "irq_us": about(10, 5e4),
+        "steal_us": about(11, 1e4),
+        "idle_us": about(12, 5e6, 0.2),
+        "memory_available_bytes": about(13, 8e9, 0.1),
+        "major_faults": about(14, 3),
+        "refaults": about(15, 4),
+        "tcp_segments": about(16, 9000),
+        "tcp_retransmits": f"{about(17, 20)} * if({BAD}, 30, 1)",
+    },
+    "cpu_time": SECOND
+    | {
+        "cgroup": CGROUP,
+        "usage_us": about(2, 300000),
+        "user_us": about(3, 200000),
+        "system_us": about(4, 90000),
+        "quota_us": "200000",
+        "period_us": "100000",
+        "periods": "10",
+        "throttled_periods": f"{mixed(5)} % 3",
+        "throttled_us": f"if({CGROUP} = 'batch.service', {about(6, 90000)}, 0)",
+    },
+    "oom_kill": {
+        "pid": about(2, 2000),
+        "comm": COMM,
+        "cgroup": CGROUP,
+        "cause": one_of(3, "cgroup", "host"),
+        "anonymous_bytes": about(4, 9e8),
+        "trigger_comm": COMM,
+    },
+    "process_exit": {
+        "pid": about(2, 2000),
+        "comm": COMM,
+        "duration_us": about(3, 1e6),
+        "exit_code": f"{mixed(4)} % 3",
+        "signal": f"if({mixed(5)} % 40 = 0, 11, 0)",
+        "cgroup": CGROUP,
+    },
+    "cpu_profile": SECOND
+    | {
+        "cgroup": CGROUP,
+        "comm": COMM,
+        "pid": about(2, 800, 0.1),
+        "user_stack": USER_STACK,
+        "kernel_stack": f"if({mixed(3)} % 3 = 0, {KERNEL_STACK}, 0)",
+        "samples": about(4, 4),
+        "cpu_ns": about(5, 4e7),
+    },
+    "off_cpu": SECOND
+    | {
+        "cgroup": CGROUP,
+        "comm": COMM,
+        "pid": about(2, 800, 0.1),
+        "user_stack": USER_STACK,
+        "kernel_stack": KERNEL_STACK,
+        "state": one_of(3, "sleeping", "blocked", "runnable"),
+        "samples": about(4, 4),
+        "weight": about(5, 40),
+        "off_ns": about(6, 4e8),
+    },
+    "stack": {
+        "stack": f"toUInt64(if(number % 2 = 0, half % {STACKS} + 1, half % 10 + 1001))",
+        "kind": "if(number % 2 = 0, 'user', 'kernel')",
+        "frames": "if(number % 2 = 0, arrayStringConcat(arrayMap(each -> concat("
+        "['main', 'serve', 'handle', 'parse', 'query', 'compress', 'copy'][each + 1], "
+        "if(each > 2, concat('_', toString(intDiv(stack, each * 3))), '')), range(3 + stack % 5)), ';'), "
+        "concat('entry_SYSCALL_64;do_syscall_64;ksys_', "
+        "['read', 'write', 'futex', 'openat', 'poll'][stack % 5 + 1]))",
+        "modules": "'app;app;app'",
+    },
+    "verdict": {
+        "target_host": HOST,
+        "rank": "1",
+        "verdict": f"if({BAD}, 'noisy_neighbour', 'nothing_wrong')",
+        "score": f"if({BAD}, 0.83, 0.1)",
+        "culprit_kind": "'cgroup'",
+        "culprit": f"if({BAD}, 'batch.service', '')",
+        "victim": f"if({BAD}, 'nginx.service', '')",
+        "metric": "'runq_latency.p99'",
+        "unit": "'ms'",
+        "value": "9.3",
+        "threshold": "1.9",
+        "began": "ts - INTERVAL 3 MINUTE",
+        "summary": f"if({BAD}, 'nginx.service waits for CPUs that batch.service has', 'nothing is wrong')",
+    },
+}

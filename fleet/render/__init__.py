@@ -1,0 +1,1 @@
+"""Draw the Grafana dashboards without a Grafana: the same JSON, the same queries, one static page."""
