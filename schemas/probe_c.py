@@ -7,13 +7,14 @@
 Nothing of the author's text gets in: names come from closed alphabets or are looked up, texts become bytes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from schemas.declare import CType, Field, Probe, Stream
 from schemas.errors import UsageError
-from schemas.probe_expression import Binary, Member, Name, Node, Number, Read, StartsWith, Text, Unary, walk
+from schemas.probe_expression import Member, Name, Node, Read, walk
 from schemas.probe_place import Bound, Filling, Place, machine
 from schemas.probe_spec import KEY_BYTES, Checked
+from schemas.probe_writer import Writer, is_text
 
 BEGUN = 16_384  # beginnings that wait for their end; the oldest fall out
 STREAM = "result"
@@ -34,84 +35,6 @@ class Generated:
     text: str
     declaration: Probe
     columns: tuple[str, ...]  # of each key: the struct's field
-
-
-@dataclass
-class _Writer:
-    """C of one function: texts are read once, where they are first needed."""
-
-    numbers: dict[str, str]  # name → C
-    texts: dict[Node, Filling]
-    places: dict[Node, str] = field(default_factory=dict)  # where a text is to lie, if it has a place
-    lines: list[str] = field(default_factory=list)
-    read: dict[Node, str] = field(default_factory=dict)
-    spent: int = 0  # bytes of texts on the stack
-
-    def number(self, tree: Node) -> str:
-        """The C of a number or condition."""
-        if isinstance(tree, Number):
-            value = tree.value - (1 << 64) if tree.value >> 63 and tree.value > 0 else tree.value
-            return f"((s64)0x{value & 0xFFFFFFFFFFFFFFFF:x}ULL)"
-        if isinstance(tree, Name):
-            return self.numbers[tree.name]
-        if isinstance(tree, Unary):
-            inner = self.number(tree.one)
-            return f"(s64)(-(u64){inner})" if tree.op == "-" else f"((s64)({tree.op}{inner}))"
-        if isinstance(tree, StartsWith):
-            return _same(self.text(tree.one), tree.prefix, whole=False)
-        if isinstance(tree, Member):
-            return f"(s64)((struct {tree.struct} *){self.number(tree.pointer)})->{tree.path}"
-        if isinstance(tree, Binary):
-            return self._binary(tree)
-        raise UsageError("a text stands where a number is needed; compare it with == or !=")
-
-    def _binary(self, tree: Binary) -> str:
-        if isinstance(tree.right, Text):
-            same = _same(self.text(tree.left), tree.right.value, whole=True)
-            return same if tree.op == "==" else f"(!{same})"
-        left, right = self.number(tree.left), self.number(tree.right)
-        if tree.op in ("&&", "||", "==", "!=", "<", "<=", ">", ">="):
-            return f"((s64)({left} {tree.op} {right}))"
-        if tree.op in ("/", "%"):
-            return f"((s64)({right} ? (u64){left} {tree.op} (u64){right} : 0))"
-        if tree.op in ("<<", ">>"):
-            return f"((s64)((u64){left} {tree.op} ((u64){right} & 63)))"
-        return f"((s64)((u64){left} {tree.op} (u64){right}))"
-
-    def text(self, tree: Node) -> str:
-        """The buffer that holds a text; it is read now if it was not before."""
-        if tree in self.read:
-            return self.read[tree]
-        size, statement = self.filling(tree)
-        place = self.places.get(tree)
-        if place is None:
-            place = f"text{len(self.read)}"
-            self.spent += size
-            self.lines.append(f"char {place}[{size}] = {{}};")
-        self.lines.append(statement.format(to=place))
-        self.read[tree] = place
-        return place
-
-    def filling(self, tree: Node) -> Filling:
-        """Size and statement of a text."""
-        if isinstance(tree, Read):
-            kind = "user" if tree.where == "str" else "kernel"
-            address = self.number(tree.address)
-            return tree.size, f"bpf_probe_read_{kind}_str({{to}}, {tree.size}, (void *){address});"
-        if tree not in self.texts:
-            raise UsageError("a number stands where a text is needed; str(…) reads what it points to")
-        return self.texts[tree]
-
-    def require(self, tree: Node) -> None:
-        """Leave the function unless it holds."""
-        condition = self.number(tree)
-        self.lines.append(f"if (!{condition})\n\t\treturn 0;")
-
-
-def _same(place: str, content: bytes, whole: bool) -> str:
-    """Whether a buffer begins with these bytes (``whole``: and ends there)."""
-    wanted = content + (b"\0" if whole else b"")
-    return "(" + (" && ".join(f"{place}[{at}] == {byte}" for at, byte in enumerate(wanted)) or "1") + ")"
 
 
 class _Source:
@@ -147,7 +70,7 @@ class _Source:
         ends = self.bound.end is not None or bool(last.number("retval"))
         for name in sorted(self.checked.names):
             if name == "latency":
-                numbers[name] = "latency"
+                numbers[name] = "((s64)latency)"
                 continue
             here = name in ("retval", "errno") or (not self.custom_pair and (name in WORDS or name == "comm"))
             if self.bound.end is None or here:
@@ -184,11 +107,11 @@ class _Source:
 
     # ── Parts ────────────────────────────────────────────────────────────────────────────────────
 
-    def fields(self, writer: _Writer) -> tuple[list[Field], list[str]]:
+    def fields(self, writer: Writer) -> tuple[list[Field], list[str]]:
         """The keys (or fields of an event) as declared fields, and their names in the struct."""
         fields = []
         for number, key in enumerate(self.checked.keys):
-            if _is_text(key.tree, writer):
+            if is_text(key.tree, writer):
                 size = writer.filling(key.tree)[0]
                 fields.append(_field(f"k{number}", CType("char", size), not self.is_event, "text"))
             else:
@@ -219,7 +142,7 @@ class _Source:
         texts: dict[Node, Filling] = {
             Name(n): t for n in self.checked.names if (t := self.own_text(place, n)) is not None
         }
-        writer = _Writer(names, texts)
+        writer = Writer(names, texts)
         for each in self.checked.where:
             if self._early(each, names, texts):
                 writer.require(each)
@@ -257,7 +180,7 @@ class _Source:
                 missing = [e.name for e in walk(tree) if isinstance(e, Name) and e.name not in names]
                 if missing:
                     raise self._unknown(missing[0])
-                parts.append(f"pair.part{number} = {_Writer(names, {}).number(tree)};")
+                parts.append(f"pair.part{number} = {Writer(names, {}).number(tree)};")
             return "struct pair pair = {};\n\t" + "\n\t".join(parts)
         lines = "struct pair pair = {};\n\tpair.part0 = bpf_get_current_pid_tgid();"
         if self.bound.by_stack:
@@ -277,10 +200,10 @@ class _Source:
             f"MAP(LRU_HASH, begun, struct pair, struct begun, {BEGUN})\n"
         )
 
-    def finish(self, writer: _Writer, keys: list[str]) -> list[str]:
+    def finish(self, writer: Writer, keys: list[str]) -> list[str]:
         """The conditions that are left, and the record."""
         for number, key in enumerate(self.checked.keys):
-            if not self.is_event and _is_text(key.tree, writer):
+            if not self.is_event and is_text(key.tree, writer):
                 writer.places[key.tree] = f"key.{keys[number]}"
         early = self._judged_early()
         for each in self.checked.where:
@@ -305,10 +228,10 @@ class _Source:
         }
         return [each for each in self.checked.where if self._early(each, names, texts)]
 
-    def _aggregate(self, writer: _Writer, keys: list[str], value: str) -> list[str]:
+    def _aggregate(self, writer: Writer, keys: list[str], value: str) -> list[str]:
         writer.lines.append(f"s64 value = {value};")
         for name, key in zip(keys, self.checked.keys, strict=True):
-            if _is_text(key.tree, writer):
+            if is_text(key.tree, writer):
                 held = writer.text(key.tree)
                 if held != f"key.{name}":
                     writer.lines.append(f"__builtin_memcpy(key.{name}, {held}, sizeof(key.{name}));")
@@ -331,12 +254,12 @@ class _Source:
             "__sync_fetch_and_add(&slot->sum, (u64)value * weight);", "return 0;",
         ]  # fmt: skip
 
-    def _event(self, writer: _Writer, keys: list[str]) -> list[str]:
+    def _event(self, writer: Writer, keys: list[str]) -> list[str]:
         conditions = writer.lines[:]
         writer.lines = []
         before = dict(writer.read)
         for name, key in zip(keys, self.checked.keys, strict=True):
-            if not _is_text(key.tree, writer):
+            if not is_text(key.tree, writer):
                 writer.lines.append(f"event->{name} = {writer.number(key.tree)};")
             elif key.tree in before:
                 held = before[key.tree]
@@ -347,7 +270,8 @@ class _Source:
                     f"__builtin_memset(event->{name}, 0, sizeof(event->{name}));\n\t{filling}"
                 )
         return [
-            *conditions, "u32 cell = 0;", "struct sampler *sampler = bpf_map_lookup_elem(map(samplers), &cell);",
+            *conditions, "u32 cell = 0;",
+            "struct sampler *sampler = bpf_map_lookup_elem(map(samplers), &cell);",
             "if (!sampler)\n\t\treturn 0;", "u64 now = bpf_ktime_get_ns();",
             "u32 share = sample(sampler, setting(rate), now);",
             f"if (!share) {{\n\t\t{STREAM}_sampled_out();\n\t\treturn 0;\n\t}}",
@@ -361,7 +285,7 @@ class _Source:
     def generated(self) -> Generated:
         """Everything together."""
         numbers, texts = self.resolve()
-        writer = _Writer(numbers, texts)
+        writer = Writer(numbers, texts)
         fields, keys = self.fields(writer)
         body = self.finish(writer, keys)
         last = self.bound.end or self.bound.begin
@@ -379,7 +303,8 @@ class _Source:
         assert self.bound.end is not None
         pops = machine().return_pops if self.bound.by_stack else 0
         return [
-            self.pair_key(self.bound.end, pops), "struct begun *begun = bpf_map_lookup_elem(map(begun), &pair);",
+            self.pair_key(self.bound.end, pops),
+            "struct begun *begun = bpf_map_lookup_elem(map(begun), &pair);",
             "if (!begun)\n\t\treturn 0;", "u64 ended = bpf_ktime_get_ns();",
             "u64 latency = ended > begun->at ? ended - begun->at : 0;",
             "finish(ctx, begun, latency, begun->weight);",
@@ -405,10 +330,6 @@ class _Source:
             if isinstance(each, Member)
         }
         return "\n".join(lines) + "\n" + "".join(needs) + "".join(sorted(members))
-
-
-def _is_text(tree: Node, writer: _Writer) -> bool:
-    return isinstance(tree, Read) or tree in writer.texts
 
 
 def _block(lines: list[str]) -> str:

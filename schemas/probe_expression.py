@@ -4,8 +4,8 @@
     names(tree)                                  # {"latency", "comm", "filename"}
 
 Numbers are signed 64-bit integers; ``/`` and ``%`` treat them as unsigned, and dividing by zero gives zero.
-Literals take a unit: ``10ms`` is in nanoseconds, ``4kB`` (1000) and ``4KiB`` (1024) in bytes. Texts can only be
-compared. A tree holds nothing but nodes of this module: no text of the author's reaches a compiler.
+Literals take a unit: ``10ms`` is in nanoseconds, ``4kB`` (1000) and ``4KiB`` (1024) in bytes. Texts can only
+be compared. A tree holds nothing but nodes of this module: no text of the author's reaches a compiler.
 """
 
 import re
@@ -56,7 +56,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Read:
-    """The text at an address: ``str`` in the program's memory, ``kstr`` in the kernel's, of ``size`` bytes."""
+    """The text at an address: ``str`` in the program's memory, ``kstr`` in the kernel's; bytes."""
 
     where: str
     address: "Node"
@@ -237,7 +237,7 @@ class _Parser:
             self.need(")")
             return tree
         kind, word, _ = self.token
-        if kind == "end" or kind == "op":
+        if kind in ("end", "op"):
             raise self.wrong("a value")
         self.token = self._next()
         if kind == "number":

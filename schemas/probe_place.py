@@ -1,7 +1,7 @@
 """What a program at a point can read there: names to C, bound to the running kernel and machine.
 
-A place answers ``number(name)`` with a C expression of type s64 and ``text(name)`` with its size and a C
-statement that fills a buffer. Both are made of checked names and numbers only; None says that the point has no
+A place answers ``number(name)`` with C of type s64, ``text(name)`` with its size and a statement that fills a
+buffer. Both are made of checked names and numbers only; None says that the point has no
 such thing. ``known`` lists what it has, for people.
 """
 
@@ -31,7 +31,7 @@ class Machine:
 MACHINES = {
     "x86_64": Machine(
         ("di", "si", "dx", "cx", "r8", "r9"), "ax", "sp",
-        ("di", "si", "dx", "cx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "ax", "bx", "bp", "sp", "ip"),
+        ("di", "si", "dx", "cx", *(f"r{n}" for n in range(8, 16)), "ax", "bx", "bp", "sp", "ip"),
         8,
     ),
     "aarch64": Machine(tuple(f"regs[{n}]" for n in range(6)), "regs[0]", "sp", ("regs", "sp", "pc"), 0),

@@ -21,14 +21,17 @@ KINDS: dict[str, tuple[str, ...]] = {
     "usdt": (_BINARY, _NAME, _NAME), "heap": (_BINARY,),
     "software": (r"[a-z-]{1,40}", f"(?:{_COUNT})?"), "hardware": (r"[a-z-]{1,40}", f"(?:{_COUNT})?"),
     "profile": (_COUNT,),
-    "kprobe": (_SYMBOL,), "kretprobe": (_SYMBOL,), "kfunction": (_SYMBOL,), "fentry": (_NAME,), "fexit": (_NAME,),
+    "kprobe": (_SYMBOL,), "kretprobe": (_SYMBOL,), "kfunction": (_SYMBOL,), "fentry": (_NAME,),
+    "fexit": (_NAME,),
 }  # fmt: skip
 EXAMPLES = {
-    "tracepoint": "tracepoint:sched:sched_process_exec", "raw": "raw:sched_switch", "syscall": "syscall:openat",
+    "tracepoint": "tracepoint:sched:sched_process_exec", "raw": "raw:sched_switch",
+    "syscall": "syscall:openat",
     "uprobe": "uprobe:libc:malloc", "uretprobe": "uretprobe:/bin/bash:readline",
     "function": "function:libc:getaddrinfo", "usdt": "usdt:libstdc++:libstdcxx:throw", "heap": "heap:libc",
     "software": "software:page-faults:100", "hardware": "hardware:cycles:1000000", "profile": "profile:99",
-    "kprobe": "kprobe:do_unlinkat", "kretprobe": "kretprobe:do_unlinkat", "kfunction": "kfunction:do_unlinkat",
+    "kprobe": "kprobe:do_unlinkat", "kretprobe": "kretprobe:do_unlinkat",
+    "kfunction": "kfunction:do_unlinkat",
     "fentry": "fentry:do_unlinkat", "fexit": "fexit:do_unlinkat",
 }  # fmt: skip
 PAIRS = {"syscall", "function", "kfunction"}  # entry and return at once
@@ -39,8 +42,8 @@ SOFTWARE = {
     "minor-faults": 5, "major-faults": 6, "alignment-faults": 7, "emulation-faults": 8,
 }  # fmt: skip
 HARDWARE = {
-    "cycles": 0, "instructions": 1, "cache-references": 2, "cache-misses": 3, "branches": 4, "branch-misses": 5,
-    "bus-cycles": 6, "stalled-cycles-frontend": 7, "stalled-cycles-backend": 8, "ref-cycles": 9,
+    "cycles": 0, "instructions": 1, "cache-references": 2, "cache-misses": 3, "branches": 4,
+    "branch-misses": 5, "bus-cycles": 6, "stalled-cycles-frontend": 7, "stalled-cycles-backend": 8, "ref-cycles": 9,
 }  # fmt: skip
 LEAST_PERIOD = {"cpu-clock": 100_000, "task-clock": 100_000}  # ns; others count events
 MAX_HERTZ = 1000

@@ -7,7 +7,7 @@
     pair: [dev, sector]            # what both have in common; none: they are of the same thread
     if: latency > 10ms             # a condition
     by: [comm, "str(filename)"]    # keys of an aggregate, or the fields of events
-    value: log2(latency)           # count, sum(x), log2(x), linear(x, from, to, step), stacks, event, outstanding
+    value: log2(latency)           # count, sum(x), log2(x), linear(x, from, to, step), stacks, event …
     sample: 10                     # one in 10, weighted
     rate: 100                      # events a second and host
     cgroup: /system.slice/*        # only these and what is below them

@@ -1,7 +1,7 @@
-"""Perf events that programs of on-demand probes are attached to: functions of binaries, of the kernel, samples.
+"""Perf events that programs of on-demand probes are attached to: functions, markers, samples.
 
-Each call returns descriptors; closing one detaches. perf_event_open(2) of functions takes CAP_PERFMON, and the
-right to read the binary. Programs run for all processes, or for one, in which alone there is a trap then.
+Each call returns descriptors; closing one detaches. perf_event_open(2) of functions takes CAP_PERFMON, and
+the right to read the binary. Programs run for all processes, or for one: then it alone has traps.
 """
 
 import ctypes

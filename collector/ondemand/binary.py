@@ -1,11 +1,10 @@
-"""Which files a point's binary is on this host: a path, a library's or program's name; also inside containers.
+"""Which files a point's binary is on this host: by path or name; also inside containers.
 
 With a scope (a cgroup, a process) the files are looked for in the root directories of the processes it has,
 so that a container's own libc is found, not the host's. Kernel and probe know files by their inode: however
 many processes share one, it is named once.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -79,7 +78,7 @@ def _in_root(root: Path, name: str) -> Iterator[Path]:
 def _named(directory: Path, stem: str) -> list[Path]:
     """Files that begin so, the shortest name first."""
     try:
-        found = [directory / each for each in os.listdir(directory) if each.startswith(stem)]
+        found = [each for each in directory.iterdir() if each.name.startswith(stem)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found, key=lambda each: (len(each.name), each.name))

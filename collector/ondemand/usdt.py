@@ -53,4 +53,5 @@ def _operand(size: int, text: str) -> str | None:
         if index is None:
             return None
         address += f" + ctx->{index} * {int(match[4])}"
-    return f"(s64)({{ {kind} _read = 0; bpf_probe_read_user(&_read, sizeof(_read), (void *)({address})); _read; }})"
+    read = f"bpf_probe_read_user(&_read, sizeof(_read), (void *)({address}))"
+    return f"(s64)({{ {kind} _read = 0; {read}; _read; }})"
