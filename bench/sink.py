@@ -26,6 +26,7 @@ from bench import packets
 from bench.common import Row, Times, free_port, in_turns, ratio, ratio_text
 from schemas import config, ddl, rows, topics, wire
 from schemas.clickhouse import connect
+from sinks import heap
 from sinks.kafka_server import KafkaServer
 from sinks.metrics import Metrics
 from sinks.sink import Sink
@@ -179,6 +180,7 @@ def avro_insert(on: Stage, file: bytes) -> float:
 
 def run() -> list[Row]:
     """Rows a core, CPU a row, and memory over a long run."""
+    heap.keep()  # as the sink's own process does
     with stage() as on:
         fill(on)
         file = container()

@@ -10,6 +10,7 @@ Measured against standard Avro arrays, and column by column, in docs/decisions/0
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ class Packing:
         return self.dtype.itemsize * (1 if self.width is None else self.width)
 
 
+@lru_cache(maxsize=1024)
 def packing(name: str) -> Packing | None:
     """The packing of that name; None for ``dictionary``. Raises :class:`InvalidBatch`."""
     if name == "dictionary":
@@ -117,7 +119,7 @@ def unpack(data: bytes, how: Packing, rows: int) -> NDArray[Any]:
 
 def _interleave(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Bytes of equal weight back to where they belong; planes of zeros, which are most, cost nothing."""
-    used = [weight for weight, plane in enumerate(planes) if plane.any()]
+    used = np.flatnonzero(planes.max(axis=1, initial=0)).tolist()
     if len(used) > 2:
         return np.ascontiguousarray(planes.T)
     rows = np.zeros(planes.shape[::-1], np.uint8)

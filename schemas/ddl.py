@@ -12,6 +12,9 @@ from schemas.errors import UsageError
 
 # Inserts of one (topic, partition, range, day) carry the same token; the store remembers this many.
 DEDUPLICATION_WINDOW = 100_000
+# Uncompressed bytes from which a part has files for each column. An insert stays below: sixty files a part, soon
+# merged and deleted, cost ext4 more CPU than writing their content (it steps over inodes deleted lately).
+WIDE_PART = 48 << 20
 ENVELOPE = {
     "host": ("LowCardinality(String)", "ZSTD(1)"),
     "boot": ("UUID", "ZSTD(1)"),
@@ -87,7 +90,7 @@ def create(stream: Stream, config: Clickhouse) -> list[str]:
     clauses = (
         f"PARTITION BY toDate(ts) ORDER BY ({', '.join(stream.order)}) "
         f"TTL toDateTime(ts) + INTERVAL {stream.ttl_days} DAY "
-        "SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1"
+        f"SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, min_bytes_for_wide_part = {WIDE_PART}"
     )
     body = f"({_define(columns(stream))}, INDEX ts_range ts TYPE minmax GRANULARITY 1)"
     window = f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}"

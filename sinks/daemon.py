@@ -9,6 +9,7 @@ import time
 
 from schemas.config import Config
 from schemas.errors import BpfleetError
+from sinks import heap
 from sinks.metrics import Metrics
 from sinks.sink import Sink
 
@@ -19,6 +20,7 @@ log = logging.getLogger("bpfleet.sink")
 def run(config: Config) -> None:
     """Run a sink until SIGTERM or SIGINT. Raises :class:`BpfleetError`."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    heap.keep()
     logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     stop = threading.Event()

@@ -8,7 +8,6 @@ Nothing here runs once a row: numpy joins, C-implemented maps merge.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from schemas.columns import Column, Dictionary
 from schemas.errors import UsageError
 from schemas.wire import Batch, Envelope
+from sinks import order
 
 DAY = 86_400_000_000  # µs
 LAST_DAY = 65_535  # ClickHouse's Date ends on 2149-06-06
@@ -34,6 +34,7 @@ INDEX = ((1 << 8, 0, np.dtype("u1")), (1 << 16, 1, np.dtype("<u2")), (1 << 32, 2
 ENVELOPE = ("host", "boot", "seq", "sample_rate")
 
 
+Place = NDArray[np.intp] | None  # row i of a block is row place[i] of its messages
 Piece = bytes | NDArray[Any]  # of a block: whatever has contiguous bytes, so that they are copied once
 
 
@@ -79,20 +80,22 @@ def _select(column: Column, rows: NDArray[np.bool_]) -> Column:
 # ── Block ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def block(types: Mapping[str, str], batches: Sequence[Batch]) -> bytes:
+def block(types: Mapping[str, str], batches: Sequence[Batch], keys: Sequence[str] = ()) -> bytes:
     """All rows of ``batches``, which have the same columns, as one block.
 
+    ``keys`` is the table's sort key: rows come in its order, as far as it is understood.
     ``types`` maps the table's columns to their ClickHouse types; those that no batch has are left out,
     so that the server fills in their defaults. Raises :class:`UsageError` for a type without a Native form.
     """
     rows = [batch.rows for batch in batches]
+    place = order.places(keys, batches)
     body: list[Piece] = []
     count = 0
     for name, kind in types.items():
         if name in ENVELOPE:
-            parts = _envelope(name, [batch.envelope for batch in batches], rows)
+            parts = _envelope(name, [batch.envelope for batch in batches], rows, place)
         elif name in batches[0].columns:
-            parts = column(kind, [batch.columns[name] for batch in batches])
+            parts = column(kind, [batch.columns[name] for batch in batches], place)
         else:
             continue
         count += 1
@@ -100,11 +103,14 @@ def block(types: Mapping[str, str], batches: Sequence[Batch]) -> bytes:
     return b"".join([_varint(count), _varint(sum(rows)), *body])  # type: ignore[list-item]
 
 
-def column(kind: str, parts: Sequence[Column]) -> list[Piece]:
-    """One column of ClickHouse type ``kind`` from the arrays of each message: type name, then data."""
+def column(kind: str, parts: Sequence[Column], place: Place = None) -> list[Piece]:
+    """One column of ClickHouse type ``kind`` from the arrays of each message: type name, then data.
+
+    ``place``: which of their rows comes when; None: as they are.
+    """
     if isinstance(parts[0], Dictionary):
-        return _low_cardinality(parts)  # type: ignore[arg-type]
-    arrays: Sequence[NDArray[Any]] = parts  # type: ignore[assignment]
+        return _low_cardinality(parts, place)  # type: ignore[arg-type]
+    arrays = _in_place(parts, place)  # type: ignore[arg-type]
     sent = arrays[0].dtype
     if match := ARRAY.fullmatch(kind):
         return _array(match[1], arrays)
@@ -123,6 +129,18 @@ def column(kind: str, parts: Sequence[Column]) -> list[Piece]:
     return [_text(NAMES[sent]), *arrays]  # narrower by ch.type: the server converts
 
 
+def _in_place(arrays: Sequence[NDArray[Any]], place: Place) -> Sequence[NDArray[Any]]:
+    if place is None:
+        return arrays
+    whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    if whole.ndim == 1:
+        return [whole.take(place)]
+    # A row is moved as one value: numpy is many times slower at rows.
+    width = whole.dtype.itemsize * whole.shape[1]
+    rows = np.ascontiguousarray(whole).view(f"V{width}").ravel().take(place)
+    return [rows.view(whole.dtype).reshape(whole.shape)]
+
+
 def _array(item: str, arrays: Sequence[NDArray[Any]]) -> list[Piece]:
     if item not in NUMBERS:
         raise UsageError(f"no way to insert into a column of type Array({item}); use another ch.type")
@@ -137,38 +155,36 @@ def _uuid_order(values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values.reshape(-1, 2, 8)[:, :, ::-1])
 
 
-def _envelope(name: str, envelopes: Sequence[Envelope], rows: Sequence[int]) -> list[Piece]:
+def _envelope(name: str, envelopes: Sequence[Envelope], rows: Sequence[int], place: Place) -> list[Piece]:
     """A value of each message as often as it has rows."""
     values = [getattr(each, name) for each in envelopes]
     if name == "host":
-        return _low_cardinality(
-            [Dictionary([host], np.zeros(count, np.uint8)) for host, count in zip(values, rows, strict=True)]
-        )
+        parts = [
+            Dictionary([host], np.zeros(count, np.uint8)) for host, count in zip(values, rows, strict=True)
+        ]
+        return _low_cardinality(parts, place)
     if name == "boot":
         kind = "UUID"
         values = [boot[7::-1] + boot[:7:-1] for boot in values]
     else:
         kind = "UInt64" if name == "seq" else "UInt32"
         values = [value.to_bytes(NUMBERS[kind].itemsize, "little") for value in values]
-    return [_text(kind), *(value * count for value, count in zip(values, rows, strict=True))]
+    if place is None or len(set(values)) == 1:
+        return [_text(kind), *(value * count for value, count in zip(values, rows, strict=True))]
+    each = np.frombuffer(b"".join(values), f"V{len(values[0])}")
+    return [_text(kind), np.repeat(each, rows).take(place)]
 
 
-def _low_cardinality(parts: Sequence[Dictionary]) -> list[Piece]:
-    values, indexes = merge(parts)
+def _low_cardinality(parts: Sequence[Dictionary], place: Place = None) -> list[Piece]:
+    values, indexes = order.merge(parts)
     flags, width = next((flag, dtype) for limit, flag, dtype in INDEX if len(values) <= limit)
+    index = [new.astype(width).take(each.index) for new, each in zip(indexes, parts, strict=True)]
     return [
         _text("LowCardinality(String)"), KEYS_VERSION, (OWN_DICTIONARY | flags).to_bytes(8, "little"),
         len(values).to_bytes(8, "little"), *map(_text, values),
         sum(len(each) for each in parts).to_bytes(8, "little"),
-        *(new.astype(width)[each.index] for new, each in zip(indexes, parts, strict=True)),
+        *_in_place(index, place),
     ]  # fmt: skip
-
-
-def merge(parts: Sequence[Dictionary]) -> tuple[list[str], list[NDArray[np.uint32]]]:
-    """The values of several dictionaries, each once; and for each of them, old index → new index."""
-    unique = list(dict.fromkeys(chain.from_iterable(each.values for each in parts)))
-    place = dict(zip(unique, range(len(unique)), strict=True)).__getitem__
-    return unique, [np.fromiter(map(place, each.values), np.uint32, len(each.values)) for each in parts]
 
 
 def _varint(value: int) -> bytes:

@@ -141,7 +141,7 @@ def make(stream: Stream, config: Clickhouse, writer: Writer) -> Table:
         existing = writer.columns(stream.name)
     for statement in ddl.evolve(stream, existing, config):
         writer.execute(statement)
-    return Table(stream.name, types)
+    return Table(stream.name, types, tuple(stream.order))
 
 
 def ensure_topics(config: Config, admin: Any) -> None:

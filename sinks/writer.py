@@ -41,10 +41,11 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Table:
-    """Where a schema's rows go: the table's name and its columns' types."""
+    """Where a schema's rows go: the table's name, its columns' types, its sort key."""
 
     stream: str
     types: Mapping[str, str]
+    order: Sequence[str] = ()
 
 
 class Writer:
@@ -64,7 +65,7 @@ class Writer:
         ``batches`` have the same columns and one day. Raises :class:`Rejected` or :class:`ServerTrouble`.
         """
         try:
-            data = native.block(table.types, batches)
+            data = native.block(table.types, batches, table.order)
         except (ValueError, TypeError, OverflowError, UsageError) as error:
             raise Rejected(f"no block can be made of it: {error}") from None
         names = [each for each in table.types if each in native.ENVELOPE or each in batches[0].columns]

@@ -21,7 +21,7 @@ from schemas.columns import Dictionary, packing, unpack, unpack_index
 from schemas.config import Clickhouse
 from schemas.declare import Stream
 from schemas.errors import UsageError
-from sinks import native
+from sinks import native, order
 from sinks.writer import Table, Writer
 
 DAY = 86_400_000_000
@@ -195,7 +195,7 @@ def test_values_stand_once_in_a_block() -> None:
         Dictionary(["a", "b", "a"], np.array([0, 1, 2], np.uint32)),
         Dictionary(["b"], np.zeros(2, np.uint32)),
     ]
-    values, indexes = native.merge(parts)
+    values, indexes = order.merge(parts)
     assert values == ["a", "b"] and [each.tolist() for each in indexes] == [[0, 1, 0], [1]]
 
 

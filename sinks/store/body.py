@@ -11,6 +11,8 @@ from sinks.store.connection import Connection, literal
 from sinks.store.statement import tokens
 
 IN_MEMORY = 64 << 20  # bytes
+KEPT, KEPT_BYTES = 2, 32 << 20  # memory files for the next bodies: fresh pages cost more than their content
+_kept: list[int] = []
 
 
 class Body:
@@ -18,7 +20,10 @@ class Body:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._descriptor = os.memfd_create("insert")
+        try:
+            self._descriptor = _kept.pop()
+        except IndexError:
+            self._descriptor = os.memfd_create("insert")
         self._size = 0
         self._on_disk = False
 
@@ -29,9 +34,9 @@ class Body:
         self._append(piece)
         self._size += len(piece)
 
-    @property
-    def path(self) -> str:
-        """Valid in this process until the end of the ``with`` block."""
+    def whole(self) -> str:
+        """All is written: the file's path, valid in this process until the end of the ``with`` block."""
+        os.ftruncate(self._descriptor, self._size)  # what an earlier body left behind it
         return f"/proc/self/fd/{self._descriptor}"
 
     def _append(self, piece: bytes) -> None:
@@ -45,6 +50,7 @@ class Body:
         with tempfile.TemporaryFile(dir=self._directory) as file:
             self._descriptor = os.dup(file.fileno())
         self._on_disk = True
+        os.ftruncate(memory, self._size)
         os.lseek(memory, 0, os.SEEK_SET)
         while piece := os.read(memory, 1 << 20):
             self._append(piece)
@@ -56,7 +62,11 @@ class Body:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
+        if self._on_disk or self._size > KEPT_BYTES or len(_kept) >= KEPT:
+            os.close(self._descriptor)
+        else:
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+            _kept.append(self._descriptor)
 
 
 def load(
@@ -68,7 +78,7 @@ def load(
     not be written (a violated constraint, a full disk).
     """
     head, own_settings = _before_settings(insert)
-    source = f" FROM INFILE {literal(body.path)} COMPRESSION 'none' ".encode()
+    source = f" FROM INFILE {literal(body.whole())} COMPRESSION 'none' ".encode()
     return connection.run(head + source + own_settings + b" FORMAT " + form.encode(), form, params)
 
 

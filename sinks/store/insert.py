@@ -42,11 +42,11 @@ def run(
     breaks off stores nothing. ``spill`` is a directory for large ones.
     """
     with Body(spill) as body:
-        piece = first
         try:
-            while piece or not wire.whole:
-                body.write(piece)
-                piece = b"" if wire.whole else wire.read()
+            body.write(first)
+            while not wire.whole:
+                for piece in wire.read():
+                    body.write(piece)
         except OSError as error:
             raise StoreError(NOT_ENOUGH_SPACE, f"Cannot keep the data to insert: {error.strerror}") from None
         if statement.input:

@@ -13,6 +13,7 @@ import uvicorn
 
 from schemas import config as settings
 from schemas.errors import BpfleetError, UsageError
+from sinks import heap
 from sinks.store import app
 from sinks.store.engine import Engine
 from sinks.store.queries import Queries
@@ -20,6 +21,7 @@ from sinks.store.queries import Queries
 
 def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
     """Serve until SIGTERM or SIGINT; what runs then is finished first. Raises :class:`BpfleetError`."""
+    heap.keep()
     store = config.store
     password = settings.secret(store.password_file)
     if not password and not _loopback(store.listen):

@@ -39,8 +39,8 @@ class Wire:
         """Whether the body has been read to its end."""
         return self._ended.is_set()
 
-    async def next_piece(self, least: int = PIECE) -> bytes:
-        """At least ``least`` decoded bytes, fewer at the end, none after it."""
+    async def next_pieces(self, least: int = PIECE) -> list[bytes]:
+        """At least ``least`` decoded bytes as they came, fewer at the end, none after it."""
         pieces: list[bytes] = []
         size = 0
         while size < least and not self._ended.is_set():
@@ -53,7 +53,11 @@ class Wire:
             if not message.get("more_body", False):
                 self.decoder.end()
                 self._ended.set()
-        return b"".join(pieces)
+        return pieces
+
+    async def next_piece(self, least: int = PIECE) -> bytes:
+        """The same as one."""
+        return b"".join(await self.next_pieces(least))
 
     async def watch(self, gone: Callable[[], Awaitable[None]]) -> None:
         """After the body: wait for the client to leave, then call ``gone``."""
@@ -88,9 +92,9 @@ class Wire:
             self.gone = True
             raise ClientGone from None
 
-    def read(self) -> bytes:
-        """next_piece() for a worker."""
-        return self._wait(self.next_piece())
+    def read(self) -> list[bytes]:
+        """next_pieces() for a worker."""
+        return self._wait(self.next_pieces())
 
     def start(self, status: int, headers: dict[str, str]) -> None:
         """begin() for a worker."""
