@@ -153,13 +153,15 @@ class Map:
             place.raw = after.raw
             start = ctypes.addressof(place)
 
-    def read(self, *, delete: bool = False) -> tuple[bytearray, bytearray, int]:
+    def read(self, *, delete: bool = False, limit: int | None = None) -> tuple[bytearray, bytearray, int]:
         """(keys, values, count) of all elements, packed one after the other; with ``delete`` they go too.
 
+        ``limit``: only so many, of an array the first ones.
         A hash that changes meanwhile may show an element twice or not at all; the next read has it.
         """
         command = Command.MAP_LOOKUP_DELETE_BATCH if delete else Command.MAP_LOOKUP_BATCH
-        step = min(self.max_entries, max(64, BATCH_BYTES // (self.key_size + self.element_size)))
+        most = self.max_entries if limit is None else limit
+        step = min(most, self.max_entries, max(64, BATCH_BYTES // (self.key_size + self.element_size)))
         keys, values, total = bytearray(), bytearray(), 0
         place = ctypes.create_string_buffer(max(self.key_size, 8))
         start = 0
@@ -173,8 +175,9 @@ class Map:
             keys += memoryview(k)[: count * self.key_size]
             values += memoryview(v)[: count * self.element_size]
             total += count
-            if ended:
+            if ended or total >= most:
                 return keys, values, total
+            step = min(step, most - total)
             start = ctypes.addressof(place)
 
     def _batch(

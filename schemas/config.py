@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 import yaml
@@ -111,6 +111,13 @@ class Collector(Struct, forbid_unknown_fields=True):
     drop_samples_per_second: Annotated[
         int, Meta(description="dropped packets shipped one by one; all are counted", ge=1)
     ] = 1_000
+    profile_hz: Annotated[
+        int, Meta(description="on-CPU samples a second and CPU; 0: none", ge=0, le=1_000)
+    ] = 49
+    off_cpu_samples: Annotated[
+        int, Meta(description="waits a second and CPU whose stacks are taken; the others are estimated", ge=1)
+    ] = 100
+    profile_ms: Annotated[int, Meta(description="how often profiles are shipped", ge=100)] = 5_000
     labels: Annotated[dict[str, str], Meta(description="of this host, for scopes and dashboards")] = {}
     trusted_keys: Annotated[
         list[str],
@@ -154,6 +161,25 @@ class Operator(Struct, forbid_unknown_fields=True):
     key_file: Annotated[str, Meta(description="private key of `bpfleet key new` that signs it")] = ""
 
 
+class Mitigate(Struct, forbid_unknown_fields=True):
+    """Finding attacks and answering them."""
+
+    policy: Annotated[
+        Literal["suggest", "shadow", "enforce"],
+        Meta(description="how far `bpfleet mitigate` goes: name a rule, count what it would drop, or drop"),
+    ] = "enforce"
+    floor_pps: Annotated[
+        int, Meta(description="fewer suspicious packets per second to a target are no attack", ge=10)
+    ] = 1_000
+    factor: Annotated[float, Meta(description="so many times the usual is too much", gt=1)] = 5.0
+    baseline_days: Annotated[int, Meta(description="days whose same hour says what is usual", ge=1)] = 7
+    max_legitimate: Annotated[
+        float, Meta(description="share of legitimate samples a rule may match, at most", ge=0, le=1)
+    ] = 0.001
+    rule_ttl_s: Annotated[int, Meta(description="time to live of its rules; renewed half-way", ge=10)] = 120
+    quiet_s: Annotated[int, Meta(description="an attack silent for so long is over", ge=5)] = 30
+
+
 class Config(Struct, forbid_unknown_fields=True):
     """Everything that can be set."""
 
@@ -169,6 +195,7 @@ class Config(Struct, forbid_unknown_fields=True):
     sink: Sink = field(default_factory=Sink)
     collector: Collector = field(default_factory=Collector)
     operator: Operator = field(default_factory=Operator)
+    mitigate: Mitigate = field(default_factory=Mitigate)
 
 
 class Setting(NamedTuple):

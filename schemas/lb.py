@@ -1,4 +1,4 @@
-"""What an operator writes about the balancer, checked whole: one error, and nothing of it is applied.
+"""What operators write about the balancer, on both sides of Kafka: checked whole, one error refuses it all.
 
     balancer = model.load("lb.yaml"); model.parse(tree); balancer.vips["web"].reals
 
@@ -6,6 +6,7 @@ Docs: docs/balancer.md has every setting with an example.
 """
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct, field
 
+from schemas.desired import Kind
 from schemas.errors import UsageError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -20,10 +22,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Mac = Annotated[str, Meta(pattern="^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+NAME = re.compile(r"[\w.:@-]{1,64}", re.ASCII)
 Hex = Annotated[str, Meta(pattern="^([0-9a-f]{2}){1,8}$")]
 
 
-class Real(Struct, forbid_unknown_fields=True, frozen=True):
+class Real(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     """A server behind a VIP."""
 
     address: str
@@ -38,7 +41,7 @@ class Real(Struct, forbid_unknown_fields=True, frozen=True):
         return 0 if self.drain else self.weight
 
 
-class Check(Struct, forbid_unknown_fields=True, frozen=True):
+class Check(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     """How the reals of a VIP are asked whether they are well, over the path that carries data."""
 
     kind: Literal["tcp", "http"] = "tcp"
@@ -51,7 +54,7 @@ class Check(Struct, forbid_unknown_fields=True, frozen=True):
     fall: Positive = 3  # failures in a row that take it out
 
 
-class Vip(Struct, forbid_unknown_fields=True, frozen=True):
+class Vip(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     """An address (or prefix), a port (0: any) and a protocol, and who serves them."""
 
     address: str
@@ -79,7 +82,7 @@ class Vip(Struct, forbid_unknown_fields=True, frozen=True):
         return self.network.num_addresses > 1
 
 
-class Limits(Struct, forbid_unknown_fields=True, frozen=True):
+class Limits(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     """Sizes of the maps; fixed when they are made."""
 
     vips: Annotated[int, Meta(ge=1, le=4095)] = 1023
@@ -87,7 +90,7 @@ class Limits(Struct, forbid_unknown_fields=True, frozen=True):
     flows: Positive = 262_144
 
 
-class Balancer(Struct, forbid_unknown_fields=True, frozen=True):
+class Balancer(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     """Everything about the balancer of one host."""
 
     vips: dict[str, Vip] = {}
@@ -149,6 +152,8 @@ def check(balancer: Balancer) -> None:
         if network.version != version:
             raise ValueError(f"{name}: {text} is not an IPv{version} prefix")
     for name, vip in balancer.vips.items():
+        if not NAME.fullmatch(name):
+            raise ValueError(f"`{name}` is no name for a VIP: letters, digits and _ . : @ -, at most 64")
         _check_vip(name, vip)
     _check_overlaps(balancer.vips)
 
@@ -161,6 +166,8 @@ def _network(what: str, text: str) -> Network:
 
 
 def _address(what: str, text: str) -> Address:
+    if "%" in text:
+        raise ValueError(f"{what}: {text} names an interface; give an address that is routed")
     try:
         return ipaddress.ip_address(text)
     except ValueError as error:
@@ -224,3 +231,14 @@ def _check_overlaps(vips: dict[str, Vip]) -> None:
 def _range(vip: Vip) -> tuple[int, int]:
     network = vip.network
     return int(network.network_address), int(network.broadcast_address)
+
+
+def check_spec(spec: Any) -> None:
+    """Whether the spec of a document makes sense anywhere. Raises :class:`UsageError`."""
+    if not isinstance(spec, dict):
+        raise UsageError("the spec of a balancer is a mapping like the file of `bpfleet lb apply`")
+    if not parse(spec, "spec").vips:
+        raise UsageError("no VIP; `bpfleet desired rm lb/ID` takes a balancer down")
+
+
+LB = Kind("lb", check_spec)

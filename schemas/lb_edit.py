@@ -4,10 +4,11 @@
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
+import yaml
 
 from schemas import lb as model
 from schemas.errors import UsageError
@@ -18,8 +19,23 @@ Tree = dict[str, Any]
 
 def _changed(balancer: Balancer, change: Callable[[Tree], None]) -> Balancer:
     tree = copy.deepcopy(model.dump(balancer))
+    tree.setdefault("vips", {})
     change(tree)
     return model.parse(tree, "balancer")
+
+
+def fields(pairs: Iterable[str]) -> Tree:
+    """``weight=50 drain=true`` as a tree. Raises :class:`UsageError`."""
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"not a setting: {pair!r}; write it like weight=50")
+        try:
+            found[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(f"not a value: {text!r}; write it like weight=50") from None
+    return found
 
 
 def set_vip(balancer: Balancer, name: str, fields: Tree, *, new: bool) -> Balancer:

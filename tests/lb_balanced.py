@@ -28,6 +28,14 @@ DECAPSULATE = (
     "from collector import xdp; from collector.balancer import decapsulate\n"
     "decapsulate.apply('eth0', ['10.254.0.0/16', 'fd00:254::/96'], place=xdp.PINS / {!r})"
 )
+CLEAR = """
+from collector import xdp_chain
+place = xdp_chain.place_of("eth0")
+for pin in place.glob("*"):
+    pin.unlink()
+if place.exists():
+    place.rmdir()
+"""
 
 
 class Peer:
@@ -62,21 +70,13 @@ class Balanced:
         self.instance = f"test-{net.prefix}-lb"
         self.servers: dict[int, subprocess.Popen[bytes]] = {}
         self.config = folder / "bpfleet.yaml"
-        self.config.write_text(yaml.safe_dump({"state_dir": str(folder / "state")}))
+        tree = {"state_dir": str(folder / "state"), "collector": {"lb_pins": self.instance}}
+        self.config.write_text(yaml.safe_dump(tree))
 
     def command(self, *words: str) -> list[str]:
         main = "from fleet.cli import main; main()"
-        return [
-            sys.executable,
-            "-c",
-            main,
-            "--config",
-            str(self.config),
-            "lb",
-            "--instance",
-            self.instance,
-            *words,
-        ]
+        changing = ["local"] if words[0] in ("apply", "diff", "vip", "real") else []
+        return [sys.executable, "-c", main, "--config", str(self.config), "lb", *changing, *words]
 
     def lb(self, *words: str) -> str:
         return self.net.run("balancer", *self.command(*words))
@@ -134,3 +134,5 @@ def running(folder: Path) -> Iterator[Balanced]:
                     pin.unlink()
                 if (xdp.PINS / place).exists():
                     (xdp.PINS / place).rmdir()
+            for who in ("balancer", "real1", "real2", "real3"):
+                net.python(who, CLEAR)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from collector import xdp
 from collector.balancer import layout, vip_table
-from collector.balancer.command import lb as command
+from collector.balancer import command
 from schemas import config as settings
 from schemas import lb as model
 from schemas import lb_edit as edit
@@ -142,9 +142,11 @@ class Operator:
         self.folder = folder
         self.instance = f"test-{uuid.uuid4().hex[:8]}"
         self.config = settings.Config(state_dir=str(folder))
+        self.config.collector.lb_pins = self.instance
 
     def lb(self, *words: str, code: int = 0) -> str:
-        done = CliRunner().invoke(command, ["--instance", self.instance, *words], obj=self.config)
+        group = getattr(command, words[0], None) if words[0] in ("show", "explain", "remove") else None
+        done = CliRunner().invoke(group or command.local, words[1:] if group else words, obj=self.config)
         if done.exception and not isinstance(done.exception, SystemExit):
             raise done.exception
         assert done.exit_code == code, done.output

@@ -6,13 +6,20 @@ to the VIP that leaves through such an interface, and not own the VIP's address.
 """
 
 import contextlib
+import hashlib
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from collector import bpf_sys, loader
+from collector.balancer import dataplane, ledger
 from collector.balancer.dataplane import Dataplane
 from collector.balancer.layout import FOLDER
 from schemas.errors import BpfleetError
+
+if TYPE_CHECKING:
+    from collector.balancer.state import State
 
 PIN = "check"
 _MARK = 0x62000000  # CHECK_MARK in the program
@@ -24,20 +31,33 @@ def mark(backend: int) -> int:
     return _MARK | backend
 
 
-def attach(plane: Dataplane, interfaces: Iterable[str]) -> None:
-    """Put the program on the way out of these interfaces; again is harmless."""
+def attach(state: "State") -> None:
+    """Put the program on the way out of the balancer's interfaces; again is harmless."""
+    pin = state.plane.place / PIN
+    if not pin.exists() or state.ledger.checks != digest():
+        _load(state.plane, pin)
+        state.ledger.checks = digest()
+        ledger.write(state.ledger, state.file)
+    for each in state.applied.interfaces:
+        with contextlib.suppress(BpfleetError):  # it is there already
+            _tc("qdisc", "add", "dev", each, "clsact")
+        _tc("filter", "replace", *_filter(each), "bpf", "direct-action", "object-pinned", str(pin))
+
+
+def digest() -> str:
+    """What the program is made of."""
+    text = (FOLDER / "check.bpf.c").read_bytes() + dataplane.digest().encode()
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _load(plane: Dataplane, pin: Path) -> None:
     source = loader.Source("check", FOLDER / "check.bpf.c", given=plane.maps, attach=False)
     result = loader.load([source])
     if result.failed:
         raise BpfleetError(f"cannot load the health checks: {result.failed['check']}")
-    pin = plane.place / PIN
     pin.unlink(missing_ok=True)
     bpf_sys.pin(result.loaded["check"].programs[0].fd, pin)
     result.close()
-    for each in interfaces:
-        with contextlib.suppress(BpfleetError):  # it is there already
-            _tc("qdisc", "add", "dev", each, "clsact")
-        _tc("filter", "replace", *_filter(each), "bpf", "direct-action", "object-pinned", str(pin))
 
 
 def detach(interfaces: Iterable[str]) -> None:

@@ -1,53 +1,55 @@
-"""`bpfleet lb`: the balancer of this host, from a file or change by change; imports are late."""
+"""`bpfleet lb local`, and what else of `bpfleet lb` is about this host; imports are late.
+
+Commands of one group may come from several stages: pyproject.toml says which (`lb.show`).
+"""
 
 import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from collector.balancer.decapsulate_command import decapsulate
 from schemas import config as settings
 from schemas.errors import BpfleetError, UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from collector.balancer.state import State
     from schemas.lb import Balancer, Limits
 
 EXAMPLES = """\b
 Examples:
-  bpfleet lb diff lb.yaml                      what applying the file would change
-  bpfleet lb apply lb.yaml                     change it; flows go on
-  bpfleet lb real drain web 10.0.0.3           no new flows for this real
-  bpfleet lb show                              VIPs, reals, their share and traffic
-  bpfleet lb explain 'tcp 192.0.2.7:4711 -> 198.51.100.1:443'
+  bpfleet lb local diff lb.yaml                what applying the file would change
+  bpfleet lb local apply lb.yaml               change it; flows go on
+  bpfleet lb local real drain web 10.0.0.3     no new flows for this real
 """
 
 
 @click.group(epilog=EXAMPLES)
-@click.option(
-    "--instance", default="lb", hidden=True, help="Another balancer on this host, by its pins' name."
-)
-@click.pass_context
-def lb(ctx: click.Context, instance: str) -> None:
-    """Balance connections to VIPs over reals, in XDP; this host's own balancer."""
-    loaded = ctx.obj if isinstance(ctx.obj, settings.Config) else None
-    ctx.obj = (loaded, instance)
-
-
-lb.add_command(decapsulate)
+def local() -> None:
+    """Change this host's own balancer at once, without Kafka, where no document governs it."""
 
 
 def _open(ctx: click.Context, limits: "Limits | None" = None) -> "State":
-    from collector import xdp
     from collector.balancer.state import State
 
-    loaded, instance = ctx.obj
-    if limits is None and not (xdp.PINS / instance).exists():
+    place = _place(ctx)
+    if limits is None and not place.exists():
         raise BpfleetError("no balancer runs on this host; start one with `bpfleet lb apply FILE`")
-    return State.open(loaded or settings.load(), xdp.PINS / instance, limits)
+    return State.open(_config(ctx), place, limits)
 
 
-@lb.command()
+def _config(ctx: click.Context) -> settings.Config:
+    return ctx.obj if isinstance(ctx.obj, settings.Config) else settings.load()
+
+
+def _place(ctx: click.Context) -> "Path":
+    from collector import xdp
+
+    return xdp.PINS / _config(ctx).collector.lb_pins
+
+
+@local.command()
 @click.argument("file", type=click.Path())
 @click.pass_context
 def apply(ctx: click.Context, file: str) -> None:
@@ -60,23 +62,32 @@ def apply(ctx: click.Context, file: str) -> None:
 
 
 def _apply(state: "State", wanted: "Balancer") -> None:
+    if state.ledger.documents:
+        name = next(iter(state.ledger.documents))
+        raise UsageError(
+            f"lb/{name} governs this host's balancer; change that, by `bpfleet lb` without `local`, or end "
+            f"it with `bpfleet desired rm lb/{name}`"
+        )
     changes = state.changes(wanted)
-    state.apply(wanted)
+    try:
+        state.apply(wanted)
+    except BpfleetError as error:
+        state.journal.add({"event": "refused", "state": "local", "reason": str(error)[:1000]})
+        raise
     for line in changes or ["nothing to change"]:
         click.echo(line)
 
 
-@lb.command()
+@local.command()
 @click.argument("file", type=click.Path())
 @click.pass_context
 def diff(ctx: click.Context, file: str) -> None:
     """Print what `apply FILE` would change. Exit code 1 if anything."""
-    from collector import xdp
     from schemas import lb as model
     from schemas import lb_edit as edit
 
     wanted = model.load(file)
-    if (xdp.PINS / ctx.obj[1]).exists():
+    if _place(ctx).exists():
         with _open(ctx) as state:
             changes = state.changes(wanted)
     else:
@@ -86,36 +97,31 @@ def diff(ctx: click.Context, file: str) -> None:
     ctx.exit(bool(changes))
 
 
-@lb.command()
+@click.command()
 @click.confirmation_option(prompt="Detach the balancer and forget its state? Flows through it end.")
 @click.pass_context
 def remove(ctx: click.Context) -> None:
     """Take the balancer off this host: program, maps, state."""
     with _open(ctx) as state:
+        if state.ledger.documents:
+            raise UsageError("documents govern this balancer; end them with `bpfleet desired rm`")
         state.remove()
 
 
-@lb.group()
+@local.group()
 def vip() -> None:
     """Add, change and remove VIPs."""
 
 
-@lb.group()
+@local.group()
 def real() -> None:
     """Add, change, drain and remove the reals of a VIP."""
 
 
 def _fields(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """``weight=50 drain=true`` as a tree."""
-    import yaml
+    from schemas.lb_edit import fields
 
-    fields = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise UsageError(f"not a setting: {pair!r}; write it like weight=50")
-        fields[name] = yaml.safe_load(text)
-    return fields
+    return fields(pairs)
 
 
 @vip.command("add")
@@ -205,7 +211,7 @@ def real_rm(ctx: click.Context, vip: str, address: str) -> None:
         _apply(state, edit.remove_real(state.applied, vip, address))
 
 
-@lb.command()
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def show(ctx: click.Context, as_json: bool) -> None:
@@ -217,7 +223,7 @@ def show(ctx: click.Context, as_json: bool) -> None:
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(view.lines(found)))
 
 
-@lb.command()
+@click.command()
 @click.argument("flow")
 @click.pass_context
 def explain(ctx: click.Context, flow: str) -> None:
@@ -231,19 +237,17 @@ def explain(ctx: click.Context, flow: str) -> None:
     click.echo("\n".join(view.lines(parsed, found)))
 
 
-@lb.command()
+@click.command()
 @click.pass_context
 def watch(ctx: click.Context) -> None:
     """Check the health of reals until interrupted; print each transition as a line of JSON."""
     import dataclasses
 
-    from collector import xdp
     from collector.balancer import health
 
-    loaded, instance = ctx.obj
     _open(ctx).__exit__(None, None, None)
 
     def report(transition: health.Transition) -> None:
         click.echo(json.dumps(dataclasses.asdict(transition)))
 
-    health.run(loaded or settings.load(), xdp.PINS / instance, report)
+    health.run(_config(ctx), _place(ctx), report)

@@ -22,7 +22,7 @@ from types import TracebackType
 import numpy as np
 
 from collector import bpf_sys, loader, xdp, xdp_chain
-from collector.balancer.layout import BACKEND, COUNTERS, FOLDER, RING_SLOTS, SLOT, VIP, Dtype
+from collector.balancer.layout import BACKEND, COUNTERS, FOLDER, REASONS, RING_SLOTS, SLOT, VIP, Dtype
 from collector.balancer.maglev import Array
 from collector.balancer.vip_table import PLACES
 from collector.bpf_map import Map, MapType
@@ -106,6 +106,14 @@ class Dataplane:
         (place / PROGRAM).unlink(missing_ok=True)
         bpf_sys.pin(program, place / PROGRAM)
         return cls(place, loaded.maps, program, fresh)
+
+    @classmethod
+    def pinned(cls, place: Path) -> "Dataplane | None":
+        """What is pinned at ``place``, to be read; None if there is nothing (yet)."""
+        if not (place / PROGRAM).exists() or not (place / "lb_rings").exists():
+            return None
+        maps = {each.name: Map.pinned(each) for each in place.iterdir() if each.name.startswith("lb_")}
+        return cls(place, maps, bpf_sys.obj_get(place / PROGRAM), False)
 
     def __enter__(self) -> "Dataplane":
         return self
@@ -207,23 +215,39 @@ class Dataplane:
         finally:
             inner.close()
 
+    def sizes(self) -> tuple[int, int, int]:
+        """The limits that the maps were made for: VIPs, backends, flows."""
+        sizes = {name: self.maps[name].max_entries for name in ("lb_rings", "lb_backends", "lb_flows")}
+        return sizes["lb_rings"] - 1, sizes["lb_backends"] - 1, sizes["lb_flows"]
+
+    def clear_counters(self, backend: int) -> None:
+        """That number counts from 0."""
+        table = self.maps["lb_counters"]
+        table.update(u32(backend), bytes(table.element_size))
+
+    def clear_reasons(self, vip: int) -> None:
+        """That number's reasons count from 0."""
+        table = self.maps["lb_reasons"]
+        for at in range(vip * _REASON_STRIDE, vip * _REASON_STRIDE + len(REASONS)):
+            table.update(u32(at), bytes(table.element_size))
+
     def read_backends(self) -> Array:
         """Every backend, by its number."""
         _, values, count = self.maps["lb_backends"].read()
         return np.frombuffer(bytes(values), BACKEND, count)
 
-    def read_counters(self) -> Array:
-        """Packets, bytes and flows of every backend, summed over CPUs."""
-        _, values, count = self.maps["lb_counters"].read()
+    def read_counters(self, numbers: int | None = None) -> Array:
+        """Packets, bytes and flows of every backend (of the first ``numbers``), summed over CPUs."""
+        _, values, count = self.maps["lb_counters"].read(limit=numbers)
         each = np.frombuffer(bytes(values), np.uint64).reshape(count, -1, COUNTERS.itemsize // 8)
         total = np.zeros(count, COUNTERS)
         for at, name in enumerate(COUNTERS.names or ()):
             total[name] = each[:, :, at].sum(axis=1)
         return total
 
-    def read_reasons(self) -> Array:
+    def read_reasons(self, numbers: int | None = None) -> Array:
         """How often each VIP number (0: no VIP) saw each reason, summed over CPUs: [vip, reason]."""
-        _, values, count = self.maps["lb_reasons"].read()
+        _, values, count = self.maps["lb_reasons"].read(limit=numbers and numbers * _REASON_STRIDE)
         sums: Array = np.frombuffer(bytes(values), np.uint64).reshape(count, -1).sum(axis=1)
         return sums.reshape(-1, _REASON_STRIDE)
 

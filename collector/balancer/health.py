@@ -6,6 +6,7 @@ When all reals of a VIP fail, none is taken out: then the checks, not the reals,
 """
 
 import asyncio
+import fcntl
 import os
 import socket
 import time
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collector.balancer import checks, ledger
-from collector.balancer.state import State
+from collector.balancer.state import State, ledger_file
 from schemas.config import Config
+from schemas.errors import BpfleetError
 from schemas.lb import Check, Vip
 
 _SO_MARK = 36
@@ -32,6 +34,7 @@ class Transition:
     real: str
     up: bool
     reason: str
+    seconds: float  # since the first result that spoke against the former state
 
 
 @dataclass
@@ -44,20 +47,23 @@ class Target:
     backend: int
     up: bool
     streak: int = 0
+    since: float = 0.0  # monotonic: when the first result of the streak was asked for
 
     @property
     def name(self) -> str:
         """As the ledger calls it."""
         return ledger.backend_name(self.vip, self.real)
 
-    def judge(self, reason: str) -> bool:
-        """Take one result ("" is well) and say whether it turns the state."""
+    def judge(self, reason: str, asked: float = 0.0) -> bool:
+        """Take one result ("" is well), asked for at ``asked``, and say whether it turns the state."""
         check = self.config.check
         assert check is not None
         if (reason == "") == self.up:
             self.streak = 0
             return False
         self.streak += 1
+        if self.streak == 1:
+            self.since = asked
         if self.streak < (check.fall if self.up else check.rise):
             return False
         self.up, self.streak = not self.up, 0
@@ -113,6 +119,7 @@ class Watch:
 
     async def run(self) -> None:
         """Until cancelled."""
+        lock = _alone(ledger_file(self._config, self._place).with_suffix(".watch"))
         try:
             while True:
                 self._follow()
@@ -120,19 +127,23 @@ class Watch:
         finally:
             for task in self._tasks:
                 task.cancel()
+            os.close(lock)
 
     def _follow(self) -> None:
         """Begin anew if the configuration in force is another than before."""
-        stamp = str(
-            (Path(self._config.state_dir) / "balancer" / f"{self._place.name}.json").stat().st_mtime_ns
-        )
+        stamp = self._stamp()
         if stamp == self._seen[0]:
+            return
+        if not stamp:
+            self._seen = ("", {})
+            self._begin([])
             return
         with State.open(self._config, self._place) as state:
             if state.ledger.applied == self._seen[1]:
                 self._seen = (stamp, self._seen[1])
                 return
-            checks.attach(state.plane, state.applied.interfaces)
+            if any(vip.check for vip in state.applied.vips.values()):
+                checks.attach(state)
             self._seen = (stamp, state.ledger.applied)
             fresh = [
                 Target(name, vip, real.address, state.ledger.backend(name, real.address),
@@ -142,8 +153,23 @@ class Watch:
             gone = set(state.ledger.down) - {each.name for each in fresh}
             if gone:  # their VIPs are checked no more
                 state.set_down(each.name for each in fresh if not each.up)
+        self._begin(fresh)
+
+    def _stamp(self) -> str:
+        """Another text when the configuration may be another; "" where there is no balancer."""
+        try:
+            return str(ledger_file(self._config, self._place).stat().st_mtime_ns) * self._place.exists()
+        except FileNotFoundError:
+            return ""
+
+    def _begin(self, fresh: list[Target]) -> None:
+        """Check these, and no others. One that was checked before goes on where it was."""
         for task in self._tasks:
             task.cancel()
+        for each in fresh:
+            known = self._targets.get(each.name)
+            if known is not None and (known.config, known.up) == (each.config, each.up):
+                each.streak, each.since = known.streak, known.since
         self._targets = {each.name: each for each in fresh}
         self._tasks = [asyncio.create_task(self._check(each)) for each in fresh]
 
@@ -153,15 +179,30 @@ class Watch:
         while True:
             begun = time.monotonic()
             reason = await ask(target)
-            if target.judge(reason):
-                self._turn(target, reason)
+            if target.judge(reason, begun):
+                self._turn(target, reason or "answers")
             await asyncio.sleep(max(0.0, begun + check.interval_seconds - time.monotonic()))
 
     def _turn(self, target: Target, reason: str) -> None:
         with State.open(self._config, self._place) as state:
             down = set(state.ledger.down) - {target.name}
+            took = time.monotonic() - target.since
+            row = {"event": "health", "vip": target.vip, "real": target.real, "reason": reason}
+            state.journal.add(row | {"state": "up" if target.up else "down", "duration_us": int(took * 1e6)})
             state.set_down(down if target.up else down | {target.name})
-        self._report(Transition(time.time(), target.vip, target.real, target.up, reason or "answers"))
+        self._report(Transition(time.time(), target.vip, target.real, target.up, reason, round(took, 3)))
+
+
+def _alone(file: Path) -> int:
+    """One process checks at a time. Raises :class:`BpfleetError` when another does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise BpfleetError("another process checks these reals already: the collector does") from None
+    return lock
 
 
 def run(config: Config, place: Path, report: Callable[[Transition], None]) -> None:

@@ -21,17 +21,25 @@ def backend_name(vip: str, address: str) -> str:
 
 
 class Numbers(Struct):
-    """Names and their numbers, from 1 up; ``rested``: when (wall clock) a given-up one can be had again."""
+    """Names and their numbers, from 1 up; ``rested``: when (wall clock) a given-up one can be had again.
+
+    ``former``: whose they were. Who comes back gets his own back: what is remembered of him is still right.
+    """
 
     taken: dict[str, int] = {}
     rested: dict[int, float] = {}
+    former: dict[int, str] = {}
     top: int = 0
 
     def give(self, name: str, limit: int, now: float) -> int:
         """The number of ``name``, new if need be: never used ones first. Raises :class:`BpfleetError`."""
         if name in self.taken:
             return self.taken[name]
-        if self.top < limit:
+        own = next((number for number, each in self.former.items() if each == name), 0)
+        if own:
+            number = own
+            del self.rested[number]
+        elif self.top < limit:
             self.top += 1
             number = self.top
         else:
@@ -39,12 +47,23 @@ class Numbers(Struct):
             if not number or self.rested[number] > now:
                 raise BpfleetError(f"no number is free for {name}; wait until former flows are over")
             del self.rested[number]
+        self.former.pop(number, None)
         self.taken[name] = number
         return number
 
     def take_back(self, name: str, free_at: float) -> None:
         """``name`` is gone; its number rests until ``free_at``."""
-        self.rested[self.taken.pop(name)] = free_at
+        number = self.taken.pop(name)
+        self.rested[number], self.former[number] = free_at, name
+
+    def names(self) -> dict[int, str]:
+        """number → name, those that rest included."""
+        return self.former | {number: name for name, number in self.taken.items()}
+
+    def reused(self, before: "Numbers") -> list[int]:
+        """Numbers that have another name than ``before``, when they rested."""
+        now = self.names()
+        return [number for number, name in before.former.items() if now.get(number) != name]
 
 
 class Ledger(Struct):
@@ -56,6 +75,8 @@ class Ledger(Struct):
     backends: Numbers = field(default_factory=Numbers)
     rings: dict[str, str] = {}
     down: list[str] = []  # backend_name of reals whose checks fail
+    documents: dict[str, Any] = {}  # desired state in force: id → spec; empty where commands rule
+    checks: str = ""  # digest of the program of health checks
 
     def backend(self, vip: str, address: str) -> int:
         """The number of a real of a VIP."""

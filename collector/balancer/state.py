@@ -17,20 +17,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from collector import xdp
-from collector.balancer import checks, dataplane, encode, ledger, ring
+from collector.balancer import checks, dataplane, encode, events, ledger, ring
 from collector.balancer.dataplane import Dataplane, u32
+from collector.balancer.journal import Journal
 from collector.balancer.layout import FLAGS
 from collector.balancer.ledger import Ledger
+from collector.balancer.maglev import Array
 from schemas import lb as model
 from schemas import lb_edit as edit
 from schemas.config import Config
-from schemas.errors import BpfleetError
+from schemas.errors import BpfleetError, UsageError
 from schemas.lb import Balancer, Vip
+
+
+class Before(NamedTuple):
+    """What was in force when an application began."""
+
+    vips: dict[str, Vip]
+    down: set[str]
 
 
 @dataclass
@@ -41,12 +51,13 @@ class State:
     ledger: Ledger
     file: Path
     lock: int
+    journal: Journal
 
     @classmethod
     def open(cls, config: Config, place: Path | None = None, limits: model.Limits | None = None) -> "State":
         """Find what runs, or make it. ``limits`` count only when it is made."""
         place = place or xdp.PINS / dataplane.PLACE
-        file = Path(config.state_dir) / "balancer" / f"{place.name}.json"
+        file = ledger_file(config, place)
         lock = _lock(file)
         try:
             known = ledger.read(file)
@@ -54,10 +65,13 @@ class State:
         except BaseException:
             os.close(lock)
             raise
+        events = Journal(journal_file(file))
         if plane.fresh:  # the numbers of maps that are gone mean nothing
             known = Ledger()
+        elif known.program != dataplane.digest():
+            events.add({"event": "program", "reason": "another version of it took over the maps"})
         known.program = dataplane.digest()
-        return cls(plane, known, file, lock)
+        return cls(plane, known, file, lock, events)
 
     def __enter__(self) -> "State":
         return self
@@ -73,11 +87,37 @@ class State:
         """The configuration in force."""
         return model.parse(self.ledger.applied)
 
-    def apply(self, balancer: Balancer) -> None:
-        """Put ``balancer`` in force, the program on its interfaces. Refuses before it changes anything."""
+    def apply(self, balancer: Balancer, documents: dict[str, Any] | None = None) -> None:
+        """Put ``balancer`` in force, the program on its interfaces. Refuses before it changes anything.
+
+        ``documents``: the desired state it comes from; None: a command of this host.
+        """
+        begun = time.monotonic()
+        changes, which = self.changes(balancer), ",".join(sorted(documents or {}))
+        row = {"state": "local" if documents is None else "desired", "document": which}
+        before = self.ledger.documents
+        self._refuse(balancer)
+        self.ledger.documents = documents or {}
+        try:
+            self._apply(balancer, self.ledger.down, trust_hops=False)
+        except BaseException:
+            self.ledger.documents = before
+            raise
+        if changes:
+            duration = int((time.monotonic() - begun) * 1e6)
+            reason = "; ".join(changes)[:1000]
+            self.journal.add({"event": "reload", "reason": reason, "duration_us": duration, **row})
+
+    def _refuse(self, balancer: Balancer) -> None:
+        """Raises :class:`BpfleetError` for what this host cannot do."""
         for interface in balancer.interfaces:
             xdp.interface_index(interface)
-        self._apply(balancer, self.ledger.down, trust_hops=False)
+        limits = (balancer.limits.vips, balancer.limits.backends, balancer.limits.flows)
+        if limits != self.plane.sizes():
+            raise UsageError(
+                f"limits (vips, backends, flows) are {limits}, but the maps were made for "
+                f"{self.plane.sizes()}; keep these, or `bpfleet lb remove` first, which ends flows"
+            )
 
     def set_down(self, down: Iterable[str]) -> None:
         """Take these reals (``backend_name``) out of their rings, and no others."""
@@ -89,33 +129,49 @@ class State:
         now = time.time()
         following = copy.deepcopy(self.ledger)
         following.assign(balancer, now)
+        was_down = set(self.ledger.down)
         for interface in balancer.interfaces:  # the last to refuse; harmless while VIPs are unknown
             self.plane.attach(interface, balancer.mode)
         before, following.applied = self.applied, model.dump(balancer)
+        self._clear_counters(following)
         self.ledger = following
         self.ledger.down = [name for name in down if name in self.ledger.backends.taken]
         ledger.write(self.ledger, self.file)
         up = {name: self._up(name, vip) for name, vip in balancer.vips.items()}
         self._write_backends(balancer, up, hops)
-        self._write_rings(balancer, up)
-        self._forget([*before.vips.values(), *balancer.vips.values()], balancer, now)
+        self._write_rings(balancer, up, Before(before.vips, was_down))
+        self._forget(before.vips, balancer, now)
         ledger.write(self.ledger, self.file)
         for interface in set(self.plane.interfaces()) - set(balancer.interfaces):
             self.plane.detach(interface)
 
-    def _write_rings(self, balancer: Balancer, up: dict[str, Vip]) -> None:
+    def _clear_counters(self, following: Ledger) -> None:
+        """Numbers that are about to be somebody else's count from 0."""
+        for number in following.backends.reused(self.ledger.backends):
+            self.plane.clear_counters(number)
+        for number in following.vips.reused(self.ledger.vips):
+            self.plane.clear_reasons(number)
+
+    def _write_rings(self, balancer: Balancer, up: dict[str, Vip], before: Before) -> None:
         """New rings, the table of VIPs, and then the rings that change."""
         wanted = {name: encode.ring_digest(vip, self._numbers(name, vip)) for name, vip in up.items()}
         rings = self.plane.maps["lb_rings"]
         for name in [name for name in wanted if rings.lookup(u32(self._vip(name))) is None]:
             slots = encode.slots(up[name], self._numbers(name, up[name]))
-            self.plane.write_ring(self._vip(name), ring.steady(slots))
+            fresh = ring.steady(slots)
+            self.plane.write_ring(self._vip(name), fresh)
             self.ledger.rings[name] = wanted[name]
+            self._tell_ring(name, None, fresh, before, balancer.vips[name])
         changed = [name for name in wanted if self.ledger.rings.get(name) != wanted[name]]
         encode.write_vips(self.plane, self.ledger, balancer, changed)
         for name in changed:
-            self._change_ring(name, up[name])
+            old, new = self._change_ring(name, up[name])
             self.ledger.rings[name] = wanted[name]
+            self._tell_ring(name, old, new, before, balancer.vips[name])
+
+    def _tell_ring(self, name: str, old: Array | None, new: Array, before: Before, vip: Vip) -> None:
+        reals, down = (before.vips.get(name), vip), (before.down, set(self.ledger.down))
+        self.journal.add(*events.ring(name, old, new, reals, self.ledger.names(), down))
 
     def _vip(self, name: str) -> int:
         return self.ledger.vips.taken[name]
@@ -146,31 +202,38 @@ class State:
                 if table.lookup(key) != value:
                     table.update(key, value)
 
-    def _change_ring(self, name: str, vip: Vip) -> None:
+    def _change_ring(self, name: str, vip: Vip) -> tuple[Array, Array]:
+        """The ring as it was, and as it is now."""
         number = self._vip(name)
         slots = encode.slots(vip, self._numbers(name, vip))
         old = self.plane.read_ring(number)
         assert old is not None
         if vip.untracked:
-            self.plane.write_ring(number, ring.steady(slots))
-            return
+            new = ring.steady(slots)
+            self.plane.write_ring(number, new)
+            return old, new
         live = np.zeros(1 << 16, bool)
         backends = self.plane.read_backends()
         live[: len(backends)] = backends["flags"] & FLAGS["BACKEND_LIVE"] != 0
         own = np.zeros_like(live)  # a backend of the VIP's that is about to go is none any more
         own[self._numbers(name, vip)] = True
         keep = ring.ticks(vip.idle_seconds + (vip.udp_idle_seconds if vip.protocol == "udp" else 0))
-        self.plane.write_ring(number, ring.transition(old, slots, live & own, ring.now_ticks(), keep))
+        new = ring.transition(old, slots, live & own, ring.now_ticks(), keep)
+        self.plane.write_ring(number, new)
+        return old, new
 
-    def _forget(self, vips_then_and_now: list[Vip], balancer: Balancer, now: float) -> None:
+    def _forget(self, before: dict[str, Vip], balancer: Balancer, now: float) -> None:
         """Give up VIPs and backends that are no more; nothing refers to them now but remembered flows."""
         vips, backends = self.ledger.gone(balancer)
-        rest = 2 * max((vip.idle_seconds for vip in vips_then_and_now), default=0.0)
+        rest = 2 * max((vip.idle_seconds for vip in [*before.values(), *balancer.vips.values()]), default=0.0)
+        names, nobody = self.ledger.names(), set[str]()
         for name in backends:
             self.plane.maps["lb_backends"].update(u32(self.ledger.backends.taken[name]), bytes(64))
             self.ledger.backends.take_back(name, now + rest)
         for name in vips:
+            old = self.plane.read_ring(self._vip(name))
             self.plane.forget_ring(self._vip(name))
+            self.journal.add(*events.ring(name, old, None, (before.get(name), None), names, (nobody, nobody)))
             self.ledger.vips.take_back(name, now + rest)
             self.ledger.rings.pop(name, None)
 
@@ -183,7 +246,18 @@ class State:
         checks.detach(self.applied.interfaces)
         self.plane.remove()
         self.file.unlink(missing_ok=True)
+        self.journal.add({"event": "removed", "reason": "the balancer was taken down"})
         self.ledger = Ledger()
+
+
+def journal_file(ledger_file: Path) -> Path:
+    """Where the events of the balancer with that ledger are."""
+    return ledger_file.with_suffix(".events")
+
+
+def ledger_file(config: Config, place: Path) -> Path:
+    """The state file of the balancer that is pinned at ``place``."""
+    return Path(config.state_dir) / "balancer" / f"{place.name}.json"
 
 
 def _lock(file: Path) -> int:

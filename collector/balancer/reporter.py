@@ -1,0 +1,220 @@
+"""The balancer of this host, seen: counters, sampled flows, events and drains, shipped by the collector.
+
+A thread beside the agent. It takes no lock: it reads pinned maps and the ledger, whoever writes them, and
+finds them again when they were made anew. A balancer that commands of this host made is reported as well.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from collector import bpf_sys, xdp
+from collector.balancer import ledger, ring
+from collector.balancer.dataplane import PROGRAM, Dataplane
+from collector.balancer.journal import Journal
+from collector.balancer.layout import REASONS
+from collector.balancer.ledger import Ledger
+from collector.balancer.state import journal_file, ledger_file
+from collector.balancer.stats import Stats, named
+from collector.bpf_map import Map
+from collector.clock import Clock, now_us
+from collector.companion import Companion
+from collector.ring import Ring
+from schemas import declare, dtype, lb
+from schemas.columns import Column
+from schemas.config import Config
+from schemas.errors import BpfleetError
+
+log = logging.getLogger("bpfleet.collector")
+STATS_S, FLOWS_S, DRAINS_S = 1.0, 0.25, 2.0
+PATIENCE_S = 2.0  # for rows to arrive before they count as shipped all the same
+FLOW = declare.streams()["lb_flow"]
+FLOW_REASONS = {each.number: each.name for each in REASONS} | {len(REASONS): "ring"}
+
+
+class Reporter(Companion):
+    """See the module. ``safe(rows)`` says whether so many rows of lb_stats, put since the start, are safe."""
+
+    def __init__(self, config: Config, safe: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.place = xdp.PINS / config.collector.lb_pins
+        self._file = ledger_file(config, self.place)
+        self._safe = safe
+        self._journal = Journal(journal_file(self._file))
+        self._stats = Stats(self._file.with_suffix(".shipped"))
+        self._clock = Clock()
+        self._plane: Dataplane | None = None
+        self._flows: Ring | None = None
+        self._ledger, self._stamp = Ledger(), 0
+        self._put, self._put_at = 0, 0.0  # rows of lb_stats
+        self._unsettled = False
+        self._due = dict.fromkeys(("stats", "flows", "drains"), 0.0)
+        self._run_times = RunTimes()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="balancer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to report."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, with a last look at everything."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(5)
+
+    def run_times(self) -> dict[str, bpf_sys.ProgInfo]:
+        """What the program's runs took so far; for ``Agent.costs``."""
+        plane = self._plane
+        return self._run_times.read(plane.program) if plane else {}
+
+    # ── The thread ───────────────────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        while not self._stopping.wait(0.05):
+            self._pass()
+        self._due = dict.fromkeys(self._due, 0.0)
+        self._settle(force=True)
+        self._pass()
+        self._settle(force=True)
+        self._close()
+
+    def _pass(self) -> None:
+        """Whatever is due."""
+        try:
+            self._settle()
+            now = time.monotonic()
+            if now >= self._due["flows"]:
+                self._due["flows"] = now + FLOWS_S
+                self._find()
+                self._tell_events()
+                self._tell_flows()
+            if now >= self._due["stats"] and not self._unsettled:
+                self._due["stats"] = max(self._due["stats"] + STATS_S, now)
+                self._tell_stats()
+            if now >= self._due["drains"]:
+                self._due["drains"] = now + DRAINS_S
+                self._tell_drains()
+        except BpfleetError as error:
+            log.warning("balancer: %s", error)
+            self._close()
+            self._stopping.wait(1.0)
+        except Exception:  # one part's fault must not end the others
+            log.exception("balancer: a fault of our own")
+            self._stopping.wait(1.0)
+
+    def _find(self) -> None:
+        """The maps that are pinned now, and the ledger as it is now."""
+        if self._plane is not None and not self._is_current(self._plane):
+            self._close()
+        if self._plane is None:
+            self._plane = Dataplane.pinned(self.place)
+            if self._plane is not None:
+                self._flows = Ring(self._plane.maps["lb_flow"], dtype.event(FLOW))
+        with contextlib.suppress(FileNotFoundError):
+            stamp = self._file.stat().st_mtime_ns
+            if stamp != self._stamp:
+                self._ledger, self._stamp = ledger.read(self._file), stamp
+
+    def _is_current(self, plane: Dataplane) -> bool:
+        try:
+            program = bpf_sys.obj_get(self.place / PROGRAM)
+            table = Map.pinned(self.place / "lb_counters")
+        except BpfleetError:
+            return False
+        same = table.id == plane.maps["lb_counters"].id
+        same = same and bpf_sys.prog_info(program).id == bpf_sys.prog_info(plane.program).id
+        table.close()
+        os.close(program)
+        return same
+
+    def _close(self) -> None:
+        if self._flows is not None:
+            self._flows.close()
+        if self._plane is not None:
+            self._plane.close()
+        self._flows = self._plane = None
+
+    # ── What it tells ────────────────────────────────────────────────────────────────────────────
+
+    def _tell_events(self) -> None:
+        for row in self._journal.read():
+            self.put("lb_event", row)
+
+    def _tell_stats(self) -> None:
+        if self._plane is None:
+            return
+        columns = self._stats.gained(self._plane, self._ledger, now_us())
+        if columns is not None:
+            self._put += len(columns["ts"])
+            self._put_at, self._unsettled = time.monotonic(), True
+            self.put_columns("lb_stats", columns)
+
+    def _settle(self, *, force: bool = False) -> None:
+        """Note how far the counters were shipped once the rows are safe: a kill neither loses nor repeats."""
+        if self._unsettled and (
+            force or self._safe(self._put) or time.monotonic() - self._put_at > PATIENCE_S
+        ):
+            self._stats.settle()
+            self._unsettled = False
+
+    def _tell_flows(self) -> None:
+        if self._flows is None:
+            return
+        events = self._flows.read()
+        if not len(events):
+            return
+        columns: dict[str, Column] = {
+            each.name: events[each.name] for each in FLOW.fields if each.c is not None
+        }
+        columns["ts"] = self._clock.wall_us(events["ts"])
+        columns["vip"] = named(events["vip_number"], self._ledger.vips.names())
+        columns["reason"] = named(events["reason_number"], FLOW_REASONS)
+        self.put_columns("lb_flow", columns)
+
+    def _tell_drains(self) -> None:
+        """A real that gets no new flows, and old ones of no slot any more, is drained: told once."""
+        if self._plane is None:
+            return
+        told, now = set(self._stats.shipped.drained), set()
+        for name, vip in lb.parse(self._ledger.applied).vips.items():
+            idle = {self._ledger.backend(name, real.address): real for real in vip.reals if not real.wanted}
+            slots = self._plane.read_ring(self._ledger.vips.taken[name]) if idle else None
+            if slots is None:
+                continue
+            changed = slots[slots["until"] >= ring.now_ticks()]
+            busy = {*np.unique(slots["current"]).tolist(), *np.unique(changed["former"]).tolist()}
+            now |= {ledger.backend_name(name, real.address) for at, real in idle.items() if at not in busy}
+        for each in sorted(now - told):
+            vip_name, _, real_name = each.rpartition(" ")
+            row = {"ts": now_us(), "event": "drained", "vip": vip_name, "real": real_name}
+            self.put("lb_event", row | {"reason": "no slot sends it packets any more: it can be removed"})
+        if now != told:
+            self._stats.shipped.drained = sorted(now)
+            self._stats.write()
+
+
+class RunTimes:
+    """Run times over all programs that followed each other: each new one begins at 0."""
+
+    def __init__(self) -> None:
+        self._former = (0, 0)
+        self._last = bpf_sys.ProgInfo(0, 0, "", 0, 0, 0, 0)
+
+    def read(self, program: int) -> dict[str, bpf_sys.ProgInfo]:
+        """By hook, as the kernel's numbers for one program would be."""
+        now = bpf_sys.prog_info(program)
+        if now.id != self._last.id:
+            self._former = (
+                self._former[0] + self._last.run_time_ns,
+                self._former[1] + self._last.run_count,
+            )
+        self._last = now
+        ns, count = self._former[0] + now.run_time_ns, self._former[1] + now.run_count
+        return {"xdp:balancer": replace(now, run_time_ns=ns, run_count=count)}
