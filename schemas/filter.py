@@ -12,7 +12,7 @@ Rules need a time to live; lists and watches may last.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta, Struct
@@ -48,6 +48,18 @@ class RuleSpec(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=Tr
     sample: Annotated[int, Meta(ge=0, le=100_000)] = 200  # samples per second, on one host
     order: Annotated[int, Meta(ge=0, le=1000)] = ORDER
     force: bool = False  # no guard holds it in shadow or takes it back
+
+
+class Asking(Protocol):
+    """What asks something of a frame: a rule of a document, or of a host's own file."""
+
+    @property
+    def match(self) -> str:
+        """An expression, or nothing."""
+
+    @property
+    def fields(self) -> dict[str, str] | None:
+        """Fields, or nothing."""
 
 
 class SetSpec(Struct, forbid_unknown_fields=True, frozen=True):
@@ -99,14 +111,14 @@ def action_of(text: str) -> tuple[Action, Limit | None]:
     return "limit", Limit(rate, bits)
 
 
-def fields_of(rule: RuleSpec) -> Fields | None:
+def fields_of(rule: "Asking") -> Fields | None:
     """The parsed fields of a table rule; None for one with an expression. Raises :class:`UsageError`."""
     if (rule.fields is None) == (not rule.match.strip()):
         raise UsageError("give a rule either `match` (an expression) or `fields`")
     return None if rule.fields is None else filter_fields.parse(rule.fields)
 
 
-def expression_of(rule: RuleSpec) -> str:
+def expression_of(rule: "Asking") -> str:
     """The rule as an expression, also one of the table kind: for a Judge (schemas.filter_expression)."""
     fields = fields_of(rule)
     return rule.match if fields is None else filter_fields.expression(fields)

@@ -101,7 +101,7 @@ def list_(local: "Local", as_json: bool) -> None:
             click.echo(json.dumps(row | dict(zip(("dropped", "shadow", "passed"), seen, strict=True))))
         else:
             numbers = " ".join(f"{each:12d}" for each in seen)
-            click.echo(f"{rule.id:20} {rule.mode:8} {left:7d}s {numbers}  {rule.match}")
+            click.echo(f"{rule.id:20} {rule.mode:8} {left:7d}s {numbers}  {rule.content}")
 
 
 @drop.command()
@@ -113,13 +113,14 @@ def show(local: "Local", name: str) -> None:
     import yaml
 
     from schemas.errors import UsageError
+    from schemas.filter import expression_of
     from schemas.filter_expression import compile_expression
 
     rule = next((each for each in local.state.document.rules if each.id == name), None)
     if rule is None:
         raise UsageError(f"there is no rule {name}; `bpfleet drop list` shows those there are")
     click.echo(yaml.safe_dump(msgspec.to_builtins(rule), sort_keys=False).rstrip())
-    for at, each in enumerate(compile_expression(rule.match).instructions):
+    for at, each in enumerate(compile_expression(expression_of(rule)).instructions):
         click.echo(f"# {at:4d}: code {each.code:#04x} jt {each.jt} jf {each.jf} k {each.k:#x}")
 
 

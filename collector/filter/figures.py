@@ -74,19 +74,26 @@ def counts(maps: Mapping[str, Map], slots: Mapping[str, int]) -> list[Count]:
     return [*found, Count("", "pass", int(beside["packets"].sum()), int(beside["bytes"].sum()))]
 
 
-def top(maps: Mapping[str, Map]) -> list[Top]:
-    """Heavy hitters since the last call, estimated; the most packets first."""
-    keys, values, entries = maps["filter_top"].read(delete=True)
-    pairs = zip(np.frombuffer(keys, TOP_KEY), np.frombuffer(values, TOP_VALUE), strict=True)
-    found = [
+def top(maps: Mapping[str, Map], most: int = 0) -> list[Top]:
+    """Heavy hitters since the last call, estimated; the most packets first.
+
+    ``most``: of each kind and verdict; 0: all there are.
+    """
+    keys, values, _ = maps["filter_top"].read(delete=True)
+    key, value = np.frombuffer(keys, TOP_KEY), np.frombuffer(values, TOP_VALUE)
+    order = np.argsort(value["packets"], kind="stable")[::-1]
+    if most:
+        sort = key["kind"][order].astype(np.int64) << 8 | key["verdict"][order]
+        first = [np.flatnonzero(sort == each)[:most] for each in np.unique(sort)]
+        order = order[np.sort(np.concatenate(first))] if first else order
+    return [
         Top(
-            TOP_KINDS[key["kind"]], VERDICTS[key["verdict"]], _item(int(key["kind"]), bytes(key["item"])),
-            int(value["packets"]), int(value["bytes"]),
+            TOP_KINDS[key["kind"][at]], VERDICTS[key["verdict"][at]],
+            _item(int(key["kind"][at]), key["item"][at].tobytes()),
+            int(value["packets"][at]), int(value["bytes"][at]),
         )
-        for key, value in pairs
+        for at in order
     ]  # fmt: skip
-    assert len(found) == entries
-    return sorted(found, key=lambda each: -each.packets)
 
 
 def _item(kind: int, raw: bytes) -> str:

@@ -264,6 +264,19 @@ class Filter:
             if each not in running:
                 self.programs.pop(key).close()
 
+    def trial(self, rule: Rule, names: Sequence[str]) -> str:
+        """Why the kernel does not take a program of this rule alone; empty: it does."""
+        try:
+            test = check(rule, names)
+            if test.expression is None:
+                return ""
+            flags = bound(test.expression, dict.fromkeys(names, 1))
+            part = Expressed(0, test.expression.instructions, flags)
+            program.load(self.skeleton, self.maps, [part]).close()
+        except BpfleetError as error:
+            return str(error)
+        return ""
+
     def shadow(self, rule: Rule) -> None:
         """Have a rule count only, at once; the next apply says what holds."""
         place = self.state.slots[rule.id].to_bytes(4, "little")

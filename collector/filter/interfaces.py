@@ -42,3 +42,8 @@ def chosen(scopes: Iterable[Sequence[str]], watched: Iterable[Sequence[str]]) ->
     for scope in [*scopes, *watched]:
         wanted |= {name for name in names if matches(scope, name)} if scope else base
     return sorted(wanted)
+
+
+def indexes() -> dict[str, int]:
+    """Each interface's number: an interface that was made anew has another."""
+    return {name: number for number, name in socket.if_nameindex()}

@@ -55,6 +55,14 @@ def parse(texts: Sequence[str], where: str) -> Prefixes:
     return Prefixes(_merge(_ipv4(four, where)), tuple(six))
 
 
+def join(parts: Sequence[Prefixes]) -> Prefixes:
+    """Several as one."""
+    if len(parts) == 1:
+        return parts[0]
+    spans = np.concatenate([each.ipv4 for each in parts]) if parts else np.empty((0, 2), np.int64)
+    return Prefixes(_merge(spans), tuple(network for each in parts for network in each.ipv6))
+
+
 def _network(text: str, where: str) -> Any:
     try:
         return ip_network(text.strip(), strict=False)
