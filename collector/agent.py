@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from collector import bpf_sys, inventory, memory, metrics, privileges, probes, tracefs
+from collector import bpf_sys, inventory, memory, metrics, privileges, probes, profiler, tracefs
 from collector.clock import now_us
 from collector.companion import Companion
 from collector.health import Health, Row, RunTimes, loss_row, restart_row
@@ -73,6 +73,7 @@ class Agent:
         self._beat = Every(HEARTBEAT_S)
         self._timers = (self._cut, self._read, self._tell, self._beat)
         self.companions: list[Companion] = []
+        self.profiler: profiler.Profiler | None = None
         self.costs: dict[str, RunTimes] = {}  # of programs that handlers loaded, by a name for people
         self.resolve: Callable[[], None] = lambda: None  # enters Kafka's answers into the journal
 
@@ -93,7 +94,11 @@ class Agent:
         if not self.attached:
             raise BpfleetError("no probe could be loaded; `bpfleet check` says why for each")
         self._begin_reading(enums)
-        privileges.drop(privileges.kept_for(self.config.collector.kinds))
+        stacks = profiler.attach(self.attached, self.reading.symbols, self.config.collector)
+        if stacks:
+            self.profiler = stacks
+            self.companions.append(stacks)
+        privileges.drop(privileges.kept_for(self.config.collector.kinds, symbols=stacks is not None))
         if self.config.collector.metrics_port:
             self._endpoint = metrics.Endpoint(self.config.collector.metrics_port)
         self.health = Health(self.attached, self.output.streams, self.output.spooled, self.costs)
@@ -190,6 +195,8 @@ class Agent:
                 self._ship_rows(stream, made)
             for stream, ready, sample_rate in companion.batches():
                 self.output.ship(self._streams[stream], ready, sample_rate)
+            for declared, keys, values, interval_us in companion.arrays():
+                self.reading.decode(declared, keys, values, interval_us=interval_us)
 
     def _ship_cgroups(self) -> None:
         fresh = self.reading.fresh_cgroups()

@@ -67,7 +67,7 @@ def check(config: Config, patterns: list[str], seconds: float) -> list[Outcome]:
     """Try the probes that the patterns name. Raises :class:`BpfleetError` when nothing can be loaded."""
     config.collector.probes = patterns or ["*"]
     config.collector.metrics_port = 0
-    config.collector.batch_ms = config.collector.aggregate_ms = 100
+    config.collector.batch_ms = config.collector.aggregate_ms = config.collector.profile_ms = 100
     config.collector.slow_io_us = 1  # every request is an outlier
     witness = _Witness(config.host)
     agent = Agent(config, witness)
@@ -91,6 +91,8 @@ def _watch(agent: Agent, witness: _Witness, seconds: float) -> None:
     """Until each kernel stream gave a row, or time is up."""
     wanted = {stream.name for each in agent.attached for stream in kernel_streams(each)}
     end = time.monotonic() + seconds
+    for each in agent.companions:
+        each.start()
     while time.monotonic() < end and not wanted <= witness.examples.keys():
         agent.step()
         time.sleep(0.02)

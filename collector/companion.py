@@ -6,11 +6,14 @@ Desired state and its handlers, the balancer's health checks, samplers: each a :
 
 import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from numpy.typing import NDArray
+
 from schemas.columns import Column
+from schemas.declare import Stream
 
 Row = dict[str, Any]
 ROWS = 50_000  # rows, or batches, that wait for the agent
@@ -39,6 +42,14 @@ class Companion:
         """Have equally long columns shipped as they are: for what comes by the thousand. From any thread."""
         self._batches.append((stream, columns, sample_rate))
         os.eventfd_write(self.fd, 1)
+
+    def wake(self) -> None:
+        """Have the agent ask what there is to ship. From any thread."""
+        os.eventfd_write(self.fd, 1)
+
+    def arrays(self) -> Iterable[tuple[Stream, NDArray[Any], NDArray[Any], int]]:
+        """Keys and values of aggregates that are still to be decoded, and the µs in which they came to be."""
+        return ()
 
     def rows(self) -> dict[str, list[Row]]:
         """The rows since the last call, by stream. From any thread."""

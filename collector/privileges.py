@@ -24,6 +24,7 @@ class Capability(IntEnum):
     DAC_OVERRIDE = 1
     DAC_READ_SEARCH = 2
     NET_ADMIN = 12
+    SYS_PTRACE = 19
     SYS_ADMIN = 21
     SYSLOG = 34
     PERFMON = 38
@@ -65,9 +66,14 @@ def require() -> None:
         )
 
 
-def kept_for(kinds: Iterable[str]) -> frozenset[Capability]:
-    """What a collector that takes these kinds of desired state keeps."""
-    return KEPT | {Capability.NET_ADMIN} if NETWORK_KINDS & set(kinds) else KEPT
+def kept_for(kinds: Iterable[str], *, symbols: bool = False) -> frozenset[Capability]:
+    """What a collector that takes these kinds of desired state keeps.
+
+    With ``symbols`` also the right to see the mappings and files of other users' processes: the kernel shows
+    /proc/PID/maps and /proc/PID/root to nobody else, CAP_DAC_READ_SEARCH or not.
+    """
+    network = {Capability.NET_ADMIN} if NETWORK_KINDS & set(kinds) else set()
+    return KEPT | network | ({Capability.SYS_PTRACE} if symbols else set())
 
 
 def drop(kept: frozenset[Capability] = KEPT) -> None:

@@ -15,6 +15,7 @@ from collector.aggregate import Aggregate
 from collector.bpf_map import Map, possible_cpus
 from collector.loader import Loaded
 from collector.ring import Ring
+from collector.stacks import StackSource, stack_fields
 from schemas import c_header, dtype
 from schemas.config import Collector
 from schemas.declare import Probe, Stream
@@ -70,7 +71,7 @@ class Attached:
     def __init__(self, probe: Probe, loaded: Loaded) -> None:
         self.probe = probe
         self.programs = loaded.programs
-        self._loaded = loaded
+        self.loaded = loaded
         self.rings = [
             RingReader(each, Ring(loaded.maps[each.name], dtype.event(each)))
             for each in probe.streams
@@ -79,8 +80,9 @@ class Attached:
         self.aggregates = [
             (each, Aggregate(loaded.maps[each.name], each, loaded.maps.get(f"{each.name}_near")))
             for each in probe.streams
-            if each.source == "aggregate"
+            if each.source == "aggregate" and not stack_fields(each)
         ]
+        self.stacks = StackSource.of(probe.streams, loaded.maps) if "stacks" in loaded.maps else None
         self._table: Map = loaded.maps[f"{probe.name}_counts"]
 
     def counts(self) -> dict[str, Counts]:
@@ -100,13 +102,13 @@ class Attached:
 
     def detach(self) -> None:
         """Let nothing more happen; what was made can still be read and counted."""
-        self._loaded.detach()
+        self.loaded.detach()
 
     def close(self) -> None:
         """Detach, unmap, give everything back."""
         for each in self.rings:
             each.ring.close()
-        self._loaded.close()
+        self.loaded.close()
 
 
 def chosen(probes: Mapping[str, Probe], patterns: Iterable[str]) -> list[Probe]:
@@ -135,6 +137,7 @@ def load(probes: Iterable[Probe], config: Collector) -> tuple[list[Attached], di
         "slow_io_us": config.slow_io_us,
         "slow_file_us": config.slow_file_us,
         "drop_samples_per_second": config.drop_samples_per_second,
+        "off_cpu_budget": config.off_cpu_samples * (os.cpu_count() or 1),
         "tick_ns": round(time.clock_getres(MONOTONIC_COARSE) * 1e9),
     }
     ring_bytes = 1 << max(config.ring_kb * 1024 - 1, 4095).bit_length()  # a power of two, at least a page

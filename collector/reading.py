@@ -35,7 +35,8 @@ class Reading:
         self.cgroups.scan()
         self.left_out: dict[str, str] = {}
         attached = list(attached)
-        self.decoders = Decoders(Clock(), self.cgroups, _symbols(attached), enums)
+        self.symbols = _symbols(attached)
+        self.decoders = Decoders(Clock(), self.cgroups, self.symbols, enums)
         self.attached = [each for each in attached if self._is_decodable(each)]
         self.rings = [each for probe in self.attached for each in probe.rings]
         # Cgroups first: what they tell names the rows of all others.

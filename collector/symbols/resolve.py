@@ -1,0 +1,175 @@
+"""Addresses to frames: a process's mappings, the files behind them and the JIT's maps put together.
+
+Everything kept is bounded; a process that is gone is resolved by what was learned of it while it lived.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collector.ksym import Symbols as KernelSymbols
+from collector.symbols import space
+from collector.symbols.demangle import demangle
+from collector.symbols.modules import Modules, PerfMaps, inner_pid
+from collector.symbols.space import Mapped, Space
+
+SPACES = 512  # processes whose mappings are kept
+PLACES = 16_384  # resolved addresses kept
+NAMES = 16_384  # demangled names kept
+LONGEST = 400  # letters of a frame
+UNKNOWN = "[unknown]"
+KERNEL, JIT = "[kernel]", "[jit]"
+_MODULE = re.compile(r"^(.*) \[(.*)\]$")
+_UNCLEAN = str.maketrans({";": ",", "\n": " ", "\r": " ", "\t": " ", "\0": " "})
+
+
+class Frame(NamedTuple):
+    """One level of a stack."""
+
+    function: str  # `module+0x…` without a symbol, `[unknown]` where nothing is known
+    module: str  # short name of the file; `[kernel]`, `[jit]`, `[vdso]`; "" if unknown
+    build_id: str = ""  # of the module, only where the address has no symbol
+
+
+def clean(text: str) -> str:
+    """A name that can stand in a folded stack."""
+    return text.translate(_UNCLEAN)[:LONGEST]
+
+
+class Symbols:
+    """The one symboliser of a host. Not for two threads at once."""
+
+    def __init__(self, kernel: KernelSymbols | None = None) -> None:
+        self._kernel = kernel or KernelSymbols()
+        self._modules, self._perf_maps = Modules(), PerfMaps()
+        self._spaces: OrderedDict[int, Space] = OrderedDict()
+        self._frames: OrderedDict[tuple[str, int, str, int], Frame] = OrderedDict()
+        self._readable: OrderedDict[str, str] = OrderedDict()
+        self._kernel_frames: dict[int, Frame] = {}
+
+    def close(self) -> None:
+        """Give the files back."""
+        self._modules.close()
+        self._perf_maps.close()
+
+    # ── Kernel ───────────────────────────────────────────────────────────────────────────────────
+
+    def kernel(self, addresses: NDArray[np.uint64]) -> list[Frame]:
+        """Frames of kernel addresses, innermost first as they came."""
+        if len(self._kernel_frames) > PLACES:
+            self._kernel_frames.clear()
+        return [self._kernel_frame(address) for address in _callers(addresses).tolist()]
+
+    def _kernel_frame(self, address: int) -> Frame:
+        found = self._kernel_frames.get(address)
+        if found is None:
+            name = self._kernel.name(address)
+            parts = _MODULE.match(name)
+            found = Frame(clean(parts[1]), f"[{parts[2]}]") if parts else Frame(clean(name), KERNEL)
+            self._kernel_frames[address] = found
+        return found
+
+    # ── Processes ────────────────────────────────────────────────────────────────────────────────
+
+    def look_at(self, pid: int) -> Space | None:
+        """The mappings of a process, as they are or as they last were; None if never seen."""
+        known = self._spaces.get(pid)
+        if known is None or space.identity(pid) not in (known.identity, ()):
+            known = self._read(pid)
+        return known
+
+    def _read(self, pid: int) -> Space | None:
+        fresh = space.read(pid)
+        if fresh is None:
+            return self._spaces.get(pid)
+        self._spaces[pid] = fresh
+        self._spaces.move_to_end(pid)
+        while len(self._spaces) > SPACES:
+            self._spaces.popitem(last=False)
+        return fresh
+
+    def user(self, pid: int, addresses: NDArray[np.uint64]) -> list[Frame]:
+        """Frames of a process's addresses, innermost first as they came."""
+        return self.users([(pid, addresses)])[0]
+
+    def users(self, stacks: Iterable[tuple[int, NDArray[np.uint64]]]) -> list[list[Frame]]:
+        """Frames of many stacks: new names of all of them are demangled in one go."""
+        raw = [self._user(pid, addresses) for pid, addresses in stacks]
+        return self._demangled(raw)
+
+    def _user(self, pid: int, addresses: NDArray[np.uint64]) -> list[Frame]:
+        where = self.look_at(pid)
+        if where is None:
+            return [Frame(UNKNOWN, "")] * len(addresses)
+        callers = _callers(addresses)
+        places = where.places(callers)
+        if (places[: len(places) // 2 + 1] < 0).any() and space.identity(pid):
+            where = self._read(pid) or where  # a library that was loaded since
+            places = where.places(callers)
+        return [
+            self._frame(pid, where, at, address)
+            for at, address in zip(places.tolist(), callers.tolist(), strict=True)
+        ]
+
+    def _frame(self, pid: int, where: Space, at: int, address: int) -> Frame:
+        if at < 0:
+            return Frame(UNKNOWN, "")
+        file = where.files[at]
+        if not file.is_file and file.path != "[vdso]":
+            return self._jit(pid, file, address)
+        offset = address - int(where.starts[at]) + int(where.offsets[at])
+        key = file.device, file.inode, file.path, offset
+        return self._kept(key, lambda: self._in_file(pid, file, offset))
+
+    def _kept(self, key: tuple[str, int, str, int], make: Callable[[], Frame]) -> Frame:
+        found = self._frames.get(key)
+        if found is None:
+            found = self._frames[key] = make()
+            if len(self._frames) > PLACES:
+                self._frames.popitem(last=False)
+        return found
+
+    def _in_file(self, pid: int, file: Mapped, offset: int) -> Frame:
+        module = self._modules.of(pid, file)
+        name = clean(file.name) or file.path
+        if module.elf is None:
+            return Frame(f"{name}+{offset:#x}", name)
+        address = offset if file.path == "[vdso]" else module.elf.address(offset)
+        function = module.function(address)
+        if function:
+            return Frame(function, name)
+        return Frame(f"{name}+{address:#x}", name, module.elf.build_id)
+
+    def _jit(self, pid: int, file: Mapped, address: int) -> Frame:
+        name = self._perf_maps.name(pid, inner_pid(pid), address)
+        if name:
+            return Frame(clean(name), JIT)
+        return Frame(clean(file.path) or "[anonymous]", clean(file.path) or "[anonymous]")
+
+    # ── Names ────────────────────────────────────────────────────────────────────────────────────
+
+    def _demangled(self, stacks: list[list[Frame]]) -> list[list[Frame]]:
+        mangled = {
+            frame.function for stack in stacks for frame in stack if frame.function.startswith(("_Z", "_R"))
+        }
+        fresh = sorted(mangled - self._readable.keys())
+        if fresh:
+            self._readable |= {name: clean(text) for name, text in demangle(fresh).items()}
+        while len(self._readable) > NAMES:
+            self._readable.popitem(last=False)
+        read = self._readable
+        return [
+            [frame._replace(function=clean(read.get(frame.function, frame.function))) for frame in stack]
+            for stack in stacks
+        ]
+
+
+def _callers(addresses: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return addresses lie behind the call, perhaps in the next function: look at the byte before."""
+    found = np.ascontiguousarray(addresses, np.uint64).copy()
+    found[1:] -= np.uint64(1) * (found[1:] > 0)
+    return found
