@@ -94,10 +94,9 @@ def _watch(config: Config, every: float, as_json: bool) -> int:
 def _tree(row: dict[str, Any]) -> dict[str, Any]:
     from schemas.rows import time_text
 
-    times = {
-        name: time_text(row[name]) for name in ("ts", "window_from", "window_to", "began") if name in row
-    }
-    return {**row, **times, "evidence": json.loads(row["evidence"])}
+    times = ("ts", "window_from", "window_to", "began")
+    shown: dict[str, Any] = {name: time_text(row[name]) for name in times if name in row}
+    return {**row, **shown, "evidence": json.loads(row["evidence"])}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
@@ -116,7 +115,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
         if figures:
             shown = [
                 (each["metric"], each["thing"], f"{each['value']:.4g} {each['unit']}",
-                 _number(each["threshold"]), f"{each['baseline']:.4g} ± {each['spread']:.2g}", _number(each["peers"]))
+                 _number(each["threshold"]), f"{each['baseline']:.4g} ± {each['spread']:.2g}",
+                 _number(each["peers"]))
                 for each in figures
             ]  # fmt: skip
             out.print(table(("figure", "of", "value", "threshold", "last hour", "peers"), shown))

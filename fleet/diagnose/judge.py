@@ -54,7 +54,7 @@ class Judge:
     def _named(self, found: Finding, view: View, figures: HostFigures) -> Finding:
         """Tasks without a cgroup of their own are named by the process that has most of the CPU."""
         assert self._reader
-        if found.culprit != rules.ROOT or not self._reader.has("cpu_profile"):
+        if found.culprit != rules.ROOT or "cpu_profile" not in self._reader.streams:
             return found
         first = (figures.begin + found.deciding.first) * 1_000_000
         rows = self._reader.rows(

@@ -40,7 +40,8 @@ SELECT second, sum(rtt) AS rtt_ms, sum(segments) AS segments, sum(again) AS sent
 GROUP BY second ORDER BY second"""
 SERVERS = f"""
 SELECT toStartOfSecond(ts) AS second, sum(count) AS answers,
-  round(sum(sum_us) / sum(count) / 1e3, 2) AS answer_ms, round(sum(rtt_us) / sum(count) / 1e3, 2) AS round_trip_ms
+  round(sum(sum_us) / sum(count) / 1e3, 2) AS answer_ms,
+  round(sum(rtt_us) / sum(count) / 1e3, 2) AS round_trip_ms
 FROM tcp_response WHERE {{where}} AND {SERVER} = {{culprit}} GROUP BY second ORDER BY second"""
 QUESTIONS = {
     "cpu_saturation": WHO_WAITS,

@@ -46,33 +46,44 @@ def quota(view: View) -> list[Finding]:
 def memory(view: View) -> list[Finding]:
     """Tasks that wait for memory, of a cgroup at its limit or of the host; or that were killed for it."""
     kills = view.past("cgroup.oom_kills") or view.past("pressure.oom_kills")
-    for worst in [*kills, *view.past("cgroup.memory_some"), *view.past("pressure.memory_some")]:
+    stalls = [*view.past("cgroup.memory_some"), *view.past("pressure.memory_some")]
+    # The kernel calls a wait one for memory only where the page was in much use. Where a cgroup is far too
+    # small for its work no page ever is, and all that is seen is that it reads the same pages again.
+    rereads = [each for each in view.past("cgroup.refaults") if _waits_for_pages(view, each)]
+    for worst in [*kills, *stalls, *rereads]:
         cgroup = (
             worst.thing or view.top(worst, "cgroup.refaults")[0] or view.top(worst, "cgroup.limit_hits")[0]
         )
         cgroup = _deepest(view, cgroup, "cgroup.refaults", worst)
         refaults = view.beside(worst, "cgroup.refaults" if cgroup else "pressure.refaults", cgroup)
         hits = view.beside(worst, "cgroup.limit_hits", cgroup)
-        killed = "oom_kills" in worst.metric
-        if not killed and refaults.value < 1 and hits.value < 1:
-            continue  # memory PSI without reclaim: a neighbour's
+        if "oom_kills" not in worst.metric and refaults.value < 1 and hits.value < 1:
+            continue  # without reclaim: a neighbour's
         share = view.beside(worst, "cgroup.memory_share", cgroup)
-        host = view.beside(worst, "pressure.memory_some")
-        who = cgroup or "the host"
+        waits = view.beside(worst, "cgroup.memory_some" if cgroup else "pressure.memory_some", cgroup)
         summary = (
-            f"{who} is short of memory: "
-            + (f"{worst.value * (worst.last - worst.first):.0f} processes were killed for it" if killed
-               else f"tasks wait for it {worst.value:.0f} % of the time")
-            + f"; {refaults.value:.0f} pages/s come back right after reclaim, limit hit {hits.value:.0f}"
-            f" times/s, {share.value:.0f} % of the limit in use"
-        )  # fmt: skip
-        kind = "cgroup" if cgroup else ""
-        return [
-            _finding(
-                view, "memory_pressure", worst, summary, kind, cgroup, others=(refaults, hits, share, host)
-            )
-        ]
+            f"{cgroup or 'the host'} is short of memory: {_short(worst)}; {refaults.value:.0f} pages/s come back"
+            f" right after reclaim, limit hit {hits.value:.0f} times/s, {share.value:.0f} % of the limit in use"
+        )
+        kind, others = "cgroup" if cgroup else "", (refaults, hits, share, waits)
+        return [_finding(view, "memory_pressure", worst, summary, kind, cgroup, others=others)]
     return []
+
+
+def _waits_for_pages(view: View, at: Figure) -> bool:
+    full = view.value(at, "cgroup.memory_share", at.thing) >= limits.FULL
+    waits = [view.value(at, name, at.thing) for name in ("cgroup.memory_some", "cgroup.io_some")]
+    if at.thing not in view.host.things("cgroup.io_some"):
+        waits = [view.value(at, "pressure.io_some")]
+    return full and max(waits) >= limits.REFAULT_WAIT
+
+
+def _short(worst: Figure) -> str:
+    if "oom_kills" in worst.metric:
+        return f"{worst.value * (worst.last - worst.first):.0f} processes were killed for it"
+    if worst.metric == "cgroup.refaults":
+        return "its tasks wait for pages that were just thrown out"
+    return f"tasks wait for it {worst.value:.0f} % of the time"
 
 
 def disk(view: View, found: list[Finding]) -> list[Finding]:
@@ -212,13 +223,11 @@ def _drops(view: View, at: Figure) -> Figure:
 
 
 def _latency(view: View) -> Iterable[Finding]:
-    """A rise over what is usual for that remote, or, of an unknown one, over the window's best second."""
+    """A rise over what is usual for that remote, or, of a new one, over its best second lately."""
     for remote in view.host.things("tcp.rtt"):
         worst = view.worst("tcp.rtt", remote)
         known = view.host.history("tcp.rtt", remote)
-        series = view.host.get("tcp.rtt", remote)
-        seconds = [series.at(n, n + 1) for n in range(view.host.seconds)]
-        usual = known[0] if known else min((each for each in seconds if each > 0), default=0.0)
+        usual = known[0] if known else view.host.best_rtt.get(remote, worst.value)
         limit = limits.LIMITS["tcp.rtt"]
         threshold = max(usual + limits.RTT_RISE_MS, limit.times * usual + limit.spreads * worst.spread)
         threshold = threshold if known else min(threshold, limit.fresh)

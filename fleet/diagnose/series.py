@@ -12,6 +12,7 @@ from fleet.diagnose.metrics import HOST_SECONDS, METRICS, Metric, history_sql, w
 
 SECONDS = 5  # a value is a mean over so many: shorter is noise, longer is late
 BUCKET_S = 10  # of the history
+LATELY_S = 60  # before the window: how far back a remote without a history is compared with itself
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 Floats = NDArray[np.float64]
 Past = tuple[float, float]  # median, spread
@@ -52,6 +53,7 @@ class HostFigures:
     cores: int
     series: dict[str, dict[str, Series]] = field(default_factory=dict)  # metric → thing
     past: dict[str, dict[str, Past]] = field(default_factory=dict)
+    best_rtt: dict[str, float] = field(default_factory=dict)  # ms, of each remote's best second lately
 
     def things(self, metric: str) -> list[str]:
         """What there are figures of."""
@@ -72,9 +74,8 @@ class Reader:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        tables = {name for (name,) in client.query("SHOW TABLES").result_rows}
-        self._metrics = [each for each in METRICS.values() if each.stream in tables]
-        self._has_hosts = "host" in tables
+        self.streams = {name for (name,) in client.query("SHOW TABLES").result_rows}  # that have a table
+        self._metrics = [each for each in METRICS.values() if each.stream in self.streams]
         self.past: dict[str, dict[str, dict[str, Past]]] = {}  # host → metric → thing
 
     def window(self, first_us: int, last_us: int, host: str = "") -> dict[str, HostFigures]:
@@ -92,7 +93,17 @@ class Reader:
             _enter(hosts, METRICS[metric], rows)
         for name, figures in hosts.items():
             figures.past = self.past.get(name, {})
+        for name, thing, best in self._best(METRICS["tcp.rtt"], first_us, last_us):
+            if name in hosts:
+                hosts[name].best_rtt[thing] = best
         return hosts
+
+    def _best(self, metric: Metric, first_us: int, last_us: int) -> list[tuple[Any, ...]]:
+        """The least second of each thing in the window and the minute before it."""
+        if metric.stream not in self.streams:
+            return []
+        query = f"SELECT host, thing, min(amount / per) FROM ({window_sql(metric, '1')}) GROUP BY host, thing"
+        return self.rows(query, **{"from": first_us - LATELY_S * 1_000_000, "to": last_us})
 
     def learn(self, since_us: int, first_us: int, host: str = "") -> None:
         """Read the history ``since_us … first_us`` of every host into :attr:`past`."""
@@ -114,7 +125,7 @@ class Reader:
 
     def known(self, since_us: int, host: str = "") -> set[str]:
         """Hosts that were heard of since then."""
-        if not self._has_hosts:
+        if "host" not in self.streams:
             return set()
         rows = self._client.query(
             f"SELECT DISTINCT host FROM host WHERE {_hosts(host)}"
@@ -127,12 +138,6 @@ class Reader:
         """Any other question."""
         found: list[tuple[Any, ...]] = self._client.query(query, parameters=parameters).result_rows
         return found
-
-    def has(self, stream: str) -> bool:
-        """Whether the stream has a table."""
-        return any(each.stream == stream for each in self._metrics) or bool(
-            self.rows("SHOW TABLES LIKE {name:String}", name=stream)
-        )
 
     def _ask(self, metric: Metric, first_us: int, last_us: int, host: str) -> list[tuple[Any, ...]]:
         parameters = {"from": first_us, "to": last_us, "host": host}
