@@ -58,7 +58,7 @@ def choose(what: str, options: Mapping[str, Any]) -> Choice:
             "which probe? name one of `bpfleet probe library`, a file, or write: count syscall:openat by comm"
         )
     checked = probe_spec.check(tree)
-    return Choice(name or _slug(checked), msgspec.to_builtins(checked.spec))
+    return Choice(name or _slug(checked), msgspec.json.decode(msgspec.json.encode(checked.spec)))
 
 
 def _base(what: str) -> tuple[str, Spec | None]:

@@ -43,7 +43,8 @@ SOFTWARE = {
 }  # fmt: skip
 HARDWARE = {
     "cycles": 0, "instructions": 1, "cache-references": 2, "cache-misses": 3, "branches": 4,
-    "branch-misses": 5, "bus-cycles": 6, "stalled-cycles-frontend": 7, "stalled-cycles-backend": 8, "ref-cycles": 9,
+    "branch-misses": 5, "bus-cycles": 6, "stalled-cycles-frontend": 7, "stalled-cycles-backend": 8,
+    "ref-cycles": 9,
 }  # fmt: skip
 LEAST_PERIOD = {"cpu-clock": 100_000, "task-clock": 100_000}  # ns; others count events
 MAX_HERTZ = 1000
