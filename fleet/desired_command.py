@@ -76,12 +76,13 @@ def _row(sealed: Sealed, now: int) -> dict[str, Any]:
     return {
         "document": document.name, "state": state, "author": document.author,
         "since": time_text(document.created), "ends": time_text(document.expires) if document.expires else "",
-        "signed": signature(sealed)[:24], "scope": _scope(document), "comment": document.comment,
+        "signed": signature(sealed)[:24], "scope": scope_text(document), "comment": document.comment,
         "revision": document.revision,
     }  # fmt: skip
 
 
-def _scope(document: Document) -> str:
+def scope_text(document: Document) -> str:
+    """Whom a document is for, in words."""
     scope = document.scope
     labels = [f"{name}={value}" for name, value in scope.labels.items()]
     parts = [*scope.hosts, *labels, *(f"on {each}" for each in scope.interfaces)]

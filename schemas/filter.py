@@ -82,6 +82,7 @@ class Spec(Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     set: SetSpec | None = None
     allow: Annotated[list[Prefix], Meta(max_length=MAX_PREFIXES)] | None = None
     watch: WatchSpec | None = None
+    origin: Annotated[str, Meta(max_length=100)] = ""  # who keeps it: a file that was applied, a service
 
 
 def read(spec: Any) -> Spec:
@@ -95,6 +96,12 @@ def read(spec: Any) -> Spec:
     if len(given) != 1:
         raise UsageError(f"a filter document holds one of rule, set, allow, watch; this has {len(given)}")
     return found
+
+
+def check_name(name: str) -> None:
+    """A rule's name, if one is given. Raises :class:`UsageError`."""
+    if name and not re.fullmatch(NAME, name):
+        raise UsageError(f"`{name}` is not a rule's name: lower case letters, digits, . _ -, at most 63")
 
 
 def action_of(text: str) -> tuple[Action, Limit | None]:

@@ -20,7 +20,7 @@ class Operator:
         self.environment = {**os.environ, "BPFLEET_STATE_DIR": str(directory)}
 
     def drop(self, *words: str, fails: bool = False) -> str:
-        command = [sys.executable, "-m", "fleet", "drop", "--instance", NAME, *words]
+        command = [sys.executable, "-m", "fleet", "drop", "local", "--instance", NAME, *words]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         assert "Traceback" not in done.stderr

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  bpfleet drop add 'udp and src port 53 and len > 500' --ttl 1h -i eth0
-  bpfleet drop list                            rules, what they matched, how long they live
-  bpfleet drop enforce rule-1                  after a look at what it would have dropped
-  bpfleet drop set bots bots.txt               then: src in @bots
-  bpfleet drop allow 10.0.0.0/8                no rule touches these
-  bpfleet drop apply rules.yaml                everything at once
+  bpfleet drop local add 'udp and src port 53 and len > 500' --ttl 1h -i eth0
+  bpfleet drop local list                            rules, what they matched, how long they live
+  bpfleet drop local enforce rule-1                  after a look at what it would have dropped
+  bpfleet drop local set bots bots.txt               then: src in @bots
+  bpfleet drop local allow 10.0.0.0/8                no rule touches these
+  bpfleet drop local apply rules.yaml                everything at once
 """
 INTERFACE = click.option(
     "--interface", "-i", "interfaces", multiple=True, metavar="NAME",
@@ -33,21 +33,23 @@ MODE = click.option(
 
 
 @click.group(epilog=EXAMPLES)
-@click.option("--instance", default="filter", hidden=True, help="Another filter, by its pins' name.")
+@click.option("--instance", default="", hidden=True, help="Another filter, by its pins' name.")
 @click.pass_context
-def drop(ctx: click.Context, instance: str) -> None:
-    """Sample and drop packets in XDP: rules in the language of tcpdump, each with a time to live."""
+def local(ctx: click.Context, instance: str) -> None:
+    """The filter of this host alone, without Kafka: its rules live in state_dir."""
+    from collector.filter import place
     from collector.filter.local import Local
 
     config = ctx.obj if isinstance(ctx.obj, settings.Config) else settings.load()
-    ctx.obj = Local(Path(config.state_dir) / instance, config.collector.labels, instance)
+    directory = Path(config.state_dir) / (instance or place.DIRECTORY)
+    ctx.obj = Local(directory, config.collector.labels, instance or place.instance())
 
 
 def _said(applied: "Applied", what: str) -> None:
     click.echo(f"{what} ({applied.seconds:.2f} s)")
 
 
-@drop.command()
+@local.command()
 @click.argument("expression")
 @click.option("--ttl", required=True, help="How long it lives: 30s, 15m, 2h, 7d. The kernel ends it.")
 @click.option("--id", "name", default="", help="Its name; default: rule-N.")
@@ -60,7 +62,7 @@ def _said(applied: "Applied", what: str) -> None:
 @MODE
 @click.pass_obj
 def add(
-    local: "Local", expression: str, ttl: str, name: str, action: str, enforced: bool, first: bool,
+    own: "Local", expression: str, ttl: str, name: str, action: str, enforced: bool, first: bool,
     sample: int, comment: str, interfaces: tuple[str, ...], mode: str,
 ) -> None:  # fmt: skip
     """Add a rule: EXPRESSION is pcap-filter(7), `src|dst in @SET` and `state new|established`."""
@@ -72,7 +74,7 @@ def add(
     from collector.filter.local import adding
     from schemas.errors import UsageError
 
-    taken = {each.id for each in local.state.document.rules}
+    taken = {each.id for each in own.state.document.rules}
     name = name or next(f"rule-{n}" for n in range(1, len(taken) + 2) if f"rule-{n}" not in taken)
     tree = {
         "id": name, "ttl": ttl, "match": expression, "action": action, "sample": sample, "comment": comment,
@@ -82,18 +84,18 @@ def add(
         rule = msgspec.convert(tree, Rule)
     except msgspec.ValidationError as error:
         raise UsageError(f"rule {name}: {error}") from None
-    _said(local.change(adding(rule, first), f"add {name}", interfaces, mode), f"{name}: {rule.mode}")
+    _said(own.change(adding(rule, first), f"add {name}", interfaces, mode), f"{name}: {rule.mode}")
 
 
-@drop.command("list")
+@local.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.pass_obj
-def list_(local: "Local", as_json: bool) -> None:
+def list_(own: "Local", as_json: bool) -> None:
     """Show the rules in their order, what they matched and how long they still live."""
-    counts = {(each.rule, each.verdict): each.packets for each in local.counts()}
+    counts = {(each.rule, each.verdict): each.packets for each in own.counts()}
     if not as_json:
         click.echo(f"{'rule':20} {'mode':8} {'left':>8} {'dropped':>12} {'shadow':>12} {'passed':>12}  match")
-    for rule in local.state.document.rules:
+    for rule in own.state.document.rules:
         seen = [counts.get((rule.id, verdict), 0) for verdict in ("drop", "shadow", "pass")]
         left = max(0, round(rule.expires - time.time()))
         if as_json:
@@ -104,10 +106,10 @@ def list_(local: "Local", as_json: bool) -> None:
             click.echo(f"{rule.id:20} {rule.mode:8} {left:7d}s {numbers}  {rule.content}")
 
 
-@drop.command()
+@local.command()
 @click.argument("name")
 @click.pass_obj
-def show(local: "Local", name: str) -> None:
+def show(own: "Local", name: str) -> None:
     """Print a rule whole, as a file for `drop apply` holds it, and its classic BPF."""
     import msgspec
     import yaml
@@ -116,74 +118,74 @@ def show(local: "Local", name: str) -> None:
     from schemas.filter import expression_of
     from schemas.filter_expression import compile_expression
 
-    rule = next((each for each in local.state.document.rules if each.id == name), None)
+    rule = next((each for each in own.state.document.rules if each.id == name), None)
     if rule is None:
-        raise UsageError(f"there is no rule {name}; `bpfleet drop list` shows those there are")
+        raise UsageError(f"there is no rule {name}; `bpfleet drop local list` shows those there are")
     click.echo(yaml.safe_dump(msgspec.to_builtins(rule), sort_keys=False).rstrip())
     for at, each in enumerate(compile_expression(expression_of(rule)).instructions):
         click.echo(f"# {at:4d}: code {each.code:#04x} jt {each.jt} jf {each.jf} k {each.k:#x}")
 
 
-@drop.command()
+@local.command()
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
-def rm(local: "Local", names: tuple[str, ...]) -> None:
+def rm(own: "Local", names: tuple[str, ...]) -> None:
     """Remove rules; what they counted goes with them."""
     from collector.filter.local import editing
 
-    _said(local.change(editing(names, lambda _: None), f"rm {' '.join(names)}"), "removed")
+    _said(own.change(editing(names, lambda _: None), f"rm {' '.join(names)}"), "removed")
 
 
-def _mode(local: "Local", names: tuple[str, ...], mode: str) -> None:
+def _mode(own: "Local", names: tuple[str, ...], mode: str) -> None:
     import msgspec
 
     from collector.filter.local import editing
 
     change = editing(names, lambda rule: msgspec.structs.replace(rule, mode=mode))
-    _said(local.change(change, f"{mode} {' '.join(names)}"), mode)
+    _said(own.change(change, f"{mode} {' '.join(names)}"), mode)
 
 
-@drop.command()
+@local.command()
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
-def shadow(local: "Local", names: tuple[str, ...]) -> None:
+def shadow(own: "Local", names: tuple[str, ...]) -> None:
     """Let rules count and sample only."""
-    _mode(local, names, "shadow")
+    _mode(own, names, "shadow")
 
 
-@drop.command()
+@local.command()
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
-def enforce(local: "Local", names: tuple[str, ...]) -> None:
+def enforce(own: "Local", names: tuple[str, ...]) -> None:
     """Put rules in force: from now on they drop or limit."""
-    _mode(local, names, "enforce")
+    _mode(own, names, "enforce")
 
 
-@drop.command()
+@local.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @INTERFACE
 @MODE
 @click.pass_obj
-def apply(local: "Local", file: Path, interfaces: tuple[str, ...], mode: str) -> None:
+def apply(own: "Local", file: Path, interfaces: tuple[str, ...], mode: str) -> None:
     """Make FILE (YAML: allow, sets, rules) all there is; refused whole if anything in it is wrong."""
     from collector.filter.local import replacing
 
-    _said(local.change(replacing(file), f"apply {file.name}", interfaces, mode), "applied")
+    _said(own.change(replacing(file), f"apply {file.name}", interfaces, mode), "applied")
 
 
-@drop.command("set")
+@local.command("set")
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @INTERFACE
 @click.pass_obj
-def set_(local: "Local", name: str, file: Path, interfaces: tuple[str, ...]) -> None:
+def set_(own: "Local", name: str, file: Path, interfaces: tuple[str, ...]) -> None:
     """Make the address set NAME hold the prefixes of FILE, one a line."""
     import msgspec
 
-    from collector.filter.local import prefixes_of
+    from schemas.filter_file import prefixes_of
 
     prefixes = prefixes_of(file)
-    applied = local.change(
+    applied = own.change(
         lambda document: msgspec.structs.replace(document, sets={**document.sets, name: prefixes}),
         f"set {name}: {len(prefixes)} prefixes",
         interfaces,
@@ -191,34 +193,34 @@ def set_(local: "Local", name: str, file: Path, interfaces: tuple[str, ...]) -> 
     _said(applied, f"@{name}: {len(prefixes)} prefixes")
 
 
-@drop.command()
+@local.command()
 @click.argument("prefixes", nargs=-1)
 @INTERFACE
 @click.pass_obj
-def allow(local: "Local", prefixes: tuple[str, ...], interfaces: tuple[str, ...]) -> None:
+def allow(own: "Local", prefixes: tuple[str, ...], interfaces: tuple[str, ...]) -> None:
     """Make PREFIXES the allow-list: frames from or to them meet no rule."""
     import msgspec
 
-    applied = local.change(
+    applied = own.change(
         lambda document: msgspec.structs.replace(document, allow=list(prefixes)),
         f"allow {' '.join(prefixes)}",
     )
     _said(applied, f"{len(prefixes)} prefixes allowed")
 
 
-@drop.command()
+@local.command()
 @click.pass_obj
-def log(local: "Local") -> None:
+def log(own: "Local") -> None:
     """Show who changed what, when, and which rules' time came to its end."""
-    for each in local.log():
+    for each in own.log():
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.pop("ts")))
         click.echo(f"{when}  {each.pop('who'):12} {each.pop('what')}  {json.dumps(each)}")
 
 
-@drop.command()
+@local.command()
 @click.confirmation_option(prompt="Take the filter off all interfaces and forget its rules?")
 @click.pass_obj
-def remove(local: "Local") -> None:
+def remove(own: "Local") -> None:
     """Take the filter off this host."""
-    local.remove()
+    own.remove()
     click.echo("removed")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from collector import xdp
 from collector.filter.figures import Count
@@ -19,7 +18,9 @@ from collector.filter.host import Applied, Filter
 from collector.filter.language import Document, Rule
 from collector.filter.state import State
 from schemas.errors import UsageError
+from schemas.filter_file import read
 
+FLEET = "documents of desired state rule this host's filter; change them with `bpfleet drop`, without `local`"
 Change = Callable[[Document], Document]
 
 
@@ -47,6 +48,8 @@ class Local:
         """
         with self._lock():
             before = self.state
+            if before.fleet:
+                raise UsageError(FLEET)
             wanted = list(interfaces) or before.interfaces
             if not wanted:
                 raise UsageError("no interface has the filter yet; name them once, like `-i eth0`")
@@ -144,29 +147,3 @@ def replacing(file: Path) -> Change:
         return msgspec.structs.replace(document, rules=rules)
 
     return change
-
-
-def read(file: Path) -> Document:
-    """A document from a file; a set may name a file of prefixes, one a line: ``bots: {file: bots.txt}``."""
-    try:
-        tree = yaml.safe_load(file.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"cannot read {file}: {' '.join(str(error).split())}") from None
-    sets = tree.get("sets") if isinstance(tree, dict) else None
-    sets = sets if isinstance(sets, dict) else {}
-    for name, value in list(sets.items()):
-        if isinstance(value, dict) and set(value) == {"file"}:
-            sets[name] = prefixes_of(file.parent / str(value["file"]))
-    try:
-        return msgspec.convert(tree, Document)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{file}: {error}; see docs/filter.md") from None
-
-
-def prefixes_of(file: Path) -> list[str]:
-    """Prefixes from a file: one a line, ``#`` begins a comment."""
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {file}: {error}") from None
-    return [text for line in lines if (text := line.partition("#")[0].strip())]
