@@ -133,6 +133,11 @@ class Collector(Struct, forbid_unknown_fields=True):
             "change interfaces"
         ),
     ] = field(default_factory=lambda: ["filter", "lb", "probe"])
+    filter_pins: Annotated[
+        str,
+        Meta(description="name of the filter's pins in bpffs; empty: one for each network namespace",
+             pattern="^[a-z0-9_-]{0,60}$"),
+    ] = ""  # fmt: skip
     lb_pins: Annotated[
         str,
         Meta(

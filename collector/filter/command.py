@@ -42,7 +42,8 @@ def local(ctx: click.Context, instance: str) -> None:
 
     config = ctx.obj if isinstance(ctx.obj, settings.Config) else settings.load()
     directory = Path(config.state_dir) / (instance or place.DIRECTORY)
-    ctx.obj = Local(directory, config.collector.labels, instance or place.instance())
+    pins = instance or config.collector.filter_pins or place.instance()
+    ctx.obj = Local(directory, config.collector.labels, pins)
 
 
 def _said(applied: "Applied", what: str) -> None:

@@ -58,7 +58,7 @@ class Filters(Companion):
         super().__init__()
         self._directory = Path(config.state_dir) / place.DIRECTORY
         self._labels, self._again = config.collector.labels, again
-        self._pins = place.pins()
+        self._pins = xdp.pin_directory(config.collector.filter_pins or place.instance())
         self._host: Filter | None = None
         self._seeing: Seeing | None = None
         self._guard, self._lists = Guard(), Lists()

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from collector import xdp
-
 DIRECTORY = "filter"  # under state_dir
 
 
@@ -15,8 +13,3 @@ def instance() -> str:
     except OSError:
         first = own
     return DIRECTORY if own == first else f"{DIRECTORY}_{own}"
-
-
-def pins() -> Path:
-    """The pins' directory, made if need be."""
-    return xdp.pin_directory(instance())
