@@ -1,7 +1,7 @@
 """Streams whose rows name stacks: read apart from the others, in a thread of their own, since symbols take
 time.
 
-    stacks = Stacks(sources, Names(symbols), every_s=5)   # a Companion; a StackSource of each probe
+    stacks = Stacks(sources, Names(symbols), every_s=5)   # a Companion; of each probe a StackSource
     stacks.arrays()                                       # rows to decode, their stack fields are names by now
 
 The kernel's number of a stack (bpf/common/stack.h) becomes its name: a hash of its symbolised content, the
