@@ -111,8 +111,9 @@ class Mitigator:
             finding.since * SECOND, now_us, self.config.mitigate.baseline_days,
         )  # fmt: skip
         vector = BY_NAME[finding.vector]
-        threshold = self.watch.threshold(0.0)
-        opinion = judge(vector, evidence.some, evidence.others, max(finding.pps, threshold), threshold)
+        # A slow ramp is found by the sum of its seconds, none of which need be above the threshold.
+        threshold = min(self.watch.threshold(0.0), finding.pps / 2)
+        opinion = judge(vector, evidence.some, evidence.others, finding.pps, threshold)
         if not opinion.is_attack:
             self.refusals[finding.vector, finding.target] = opinion.reason
             return
@@ -147,14 +148,18 @@ class Mitigator:
             case.target = target.supernet(new_prefix=min(target.prefixlen, case.target.prefixlen))
         fresh = [each for each in (finding.vector, *finding.shapes) if each not in case.vectors]
         case.vectors += fresh
-        good = talking(evidence.others)[:MOST_GOOD]
+        good = talking(evidence.others)
+        # What came after it began and is of no known connection may be its own: it proves nothing.
+        others = evidence.others
+        others = others[(others["ts"] < finding.since * SECOND) | (others["established"] != 0)
+                        | np.isin(others["source"], good)]  # fmt: skip
         case.good = sorted({*case.good, *_texts(good)})[:MOST_GOOD]
         note = self._answers.note
         if fresh:
             usual = self.watch.baseline.of(finding.vector, str(target.network_address))
             note(case.event("detected", now_us, pps=finding.pps, packets=int(attack["weight"].sum()),
                             reason=f"{finding.pps} pps, usual is {usual:.0f}"))  # fmt: skip
-        legitimate = np.concatenate([evidence.others, evidence.some[~mask], evidence.before])
+        legitimate = np.concatenate([others, evidence.some[~mask], evidence.before])
         pattern = distill(vector, attack, legitimate, target)
         rule = Rule(case.next_rule(), finding.vector, pattern, "suggested", now_us)
         case.rules.append(rule)

@@ -53,8 +53,8 @@ def tcp(
 
 def anywhere(dice: random.Random) -> str:
     """A source of documentation's networks, or of the benchmark network: spoofed."""
-    return dice.choice([f"198.51.100.{dice.randrange(1, 255)}", f"203.0.113.{dice.randrange(1, 255)}",
-                        f"198.{dice.choice([18, 19])}.{dice.randrange(256)}.{dice.randrange(1, 255)}"])  # fmt: skip
+    networks = ("198.51.100", "203.0.113", f"198.{dice.choice([18, 19])}.{dice.randrange(256)}")
+    return f"{dice.choice(networks)}.{dice.randrange(1, 255)}"
 
 
 def amplified(port: int, answer: Callable[[random.Random], bytes]) -> Frames:
@@ -135,7 +135,8 @@ def gre(dice: random.Random, count: int, target: str = TARGET) -> list[bytes]:
 def carpet(dice: random.Random, count: int, network: str = "10.9.0") -> list[bytes]:
     """UDP on every address of a /24."""
     return [
-        udp(anywhere(dice), f"{network}.{dice.randrange(1, 255)}", (dice.randrange(1024, 65_536), dice.randrange(1, 65_536)),
+        udp(anywhere(dice), f"{network}.{dice.randrange(1, 255)}",
+            (dice.randrange(1024, 65_536), dice.randrange(1, 65_536)),
             b"\x13\x37\x13\x37" * 16, ttl=dice.randrange(40, 60))
         for _ in range(count)
     ]  # fmt: skip
@@ -154,6 +155,7 @@ ATTACKS: dict[str, Frames] = {
     "gre flood": gre,
     "carpet bombing": carpet,
 }
+STAMPS = b"\x01\x01\x08\x0a\0\0\0\2\0\0\0\1"
 OPTIONS = b"\x02\x04\x05\xb4\x04\x02\x08\x0a\0\0\0\1\0\0\0\0\x01\x03\x03\x07"  # as Linux begins a connection
 
 
@@ -168,13 +170,29 @@ def session(
         dice.choice([52, 57, 116, 243]),
     )
     made = [(tcp(source, target, (port, SERVICE), SYN, seq, options=OPTIONS, ttl=ttl), False)]
-    made.append((tcp(source, target, (port, SERVICE), ACK, seq + 1, ack_number, ttl=ttl), False))
+    made.append(
+        (tcp(source, target, (port, SERVICE), ACK, seq + 1, ack_number, options=STAMPS, ttl=ttl), False)
+    )
     query = b"GET / HTTP/1.1\r\nHost: example.com\r\n" + dice.randbytes(dice.randrange(40, 400))
-    made.append((tcp(source, target, (port, SERVICE), ACK | PSH, seq + 1, ack_number, query, ttl=ttl), True))
+    made.append(
+        (tcp(source, target, (port, SERVICE), ACK | PSH, seq + 1, ack_number, query, STAMPS, ttl=ttl), True)
+    )
     for _ in range(packets - 3):
         ack_number += dice.randrange(1, 5000)
         made.append(
-            (tcp(source, target, (port, SERVICE), ACK, seq + 1 + len(query), ack_number, ttl=ttl), True)
+            (
+                tcp(
+                    source,
+                    target,
+                    (port, SERVICE),
+                    ACK,
+                    seq + 1 + len(query),
+                    ack_number,
+                    options=STAMPS,
+                    ttl=ttl,
+                ),
+                True,
+            )
         )
     return made
 
