@@ -5,7 +5,7 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 STATE ?= $(CURDIR)/.state
-SOURCES := schemas collector sinks fleet tests bench
+SOURCES := schemas collector sinks fleet dashboards tests bench
 
 .PHONY: help run test check docs bench soak install lock clean setup-run setup-test
 
@@ -21,11 +21,13 @@ test: setup-test check  ## set up, then every test, on the real kernel, Kafka an
 check: $(BIN)/.dev  ## lint, types, and that generated files are what their sources say
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
-	@$(BIN)/mypy schemas collector sinks fleet
+	@$(BIN)/mypy schemas collector sinks fleet dashboards
 	@$(BIN)/python -m schemas.docs check
+	@$(BIN)/python -m dashboards check
 
-docs: $(BIN)/.dev  ## write the generated pages
+docs: $(BIN)/.dev  ## write the generated pages and dashboards
 	@$(BIN)/python -m schemas.docs write
+	@$(BIN)/python -m dashboards write
 
 bench: setup-test  ## every figure of docs/benchmarks.md, measured against its peer in one run
 	@$(BIN)/python -m bench

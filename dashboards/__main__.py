@@ -16,8 +16,20 @@ def generated() -> dict[Path, str]:
     """Every file that follows from the sources, and what it should hold."""
     files = {ROOT / f"{name}.json": _json(tree) for name, tree in DASHBOARDS.items()}
     for name, tree in {**provisioning.FILES, "alerting/rules.yaml": alerts.RULES}.items():
-        files[ROOT / "provisioning" / name] = NOTE + yaml.safe_dump(tree, sort_keys=False, width=110)
+        text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+        files[ROOT / "provisioning" / name] = NOTE + text
     return files
+
+
+class _Dumper(yaml.SafeDumper):
+    """Queries stay readable: text of several lines as a block."""
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _json(tree: object) -> str:

@@ -62,7 +62,7 @@ STATED = f"{HERE_BY_MINUTE} AND {RULES}"
 PANELS = [
     row("Summary"),
     stat(
-        "Attacks",
+        "Attacks seen",
         f"SELECT count() AS attacks FROM ({LAST})",
         "short",
         "Attacks that were seen in this window. Bad: more than usual, or any that is not mitigated.",

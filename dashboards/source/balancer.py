@@ -62,10 +62,13 @@ PANELS = [
     stat(
         "VIPs without reals",
         f"""
-SELECT countIf(up = 0) AS vips FROM (SELECT vip, countIf(last = 'up') AS up FROM ({LAST_HEALTH})
-  GROUP BY vip)""",
+SELECT countIf(left = 0) AS vips FROM (
+  SELECT host, vip, sum(slots) AS left FROM (
+    SELECT host, vip, real, argMax(slots, ts) AS slots FROM lb_event
+    WHERE {EVENTS} AND event = 'ring' GROUP BY host, vip, real)
+  GROUP BY host, vip)""",
         "short",
-        "VIPs of which every real that was ever judged is down. Bad: any: nobody answers there.",
+        "VIPs whose ring has no slot left for any real, once per balancer. Bad: any: nobody answers there.",
         link("Host", "host"),
         steps=ANY_IS_BAD,
     ),

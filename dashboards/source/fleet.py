@@ -115,8 +115,7 @@ PANELS = [
         "Hosts in trouble",
         ILL,
         "short",
-        "Hosts whose last verdict names a cause. Anything above 0 wants a look: the "
-        "table below says which and why.",
+        "Hosts whose last verdict names a cause. Bad: above 0: the table below says which and why.",
         link("Verdicts by host", "host"),
         steps=ANY_IS_BAD,
     ),
@@ -124,7 +123,7 @@ PANELS = [
         "Silent hosts",
         SILENT,
         "short",
-        "Hosts that gave no sign of life for two minutes. Above 0: the host, its "
+        "Hosts that gave no sign of life for two minutes. Bad: above 0: the host, its "
         "collector or its way to Kafka is down.",
         link("Pipeline", "pipeline"),
         steps=ANY_IS_BAD,
@@ -133,7 +132,7 @@ PANELS = [
         "Attacks under way",
         ATTACKS_NOW,
         "short",
-        "Attacks that are not over. Above 0: see whether they are mitigated.",
+        "Attacks that are not over. Bad: above 0: see whether they are mitigated.",
         link("Attacks", "attacks"),
         steps=ANY_IS_BAD,
     ),
@@ -141,7 +140,7 @@ PANELS = [
         "Reals down",
         REALS_DOWN,
         "short",
-        "Servers behind a VIP that fail their check, once per balancer. Above 0: "
+        "Servers behind a VIP that fail their check, once per balancer. Bad: above 0: "
         "less capacity; all of a VIP: an outage.",
         link("Load balancer", "balancer"),
         steps=ANY_IS_BAD,
@@ -150,7 +149,7 @@ PANELS = [
         "Events lost",
         LOST,
         "short",
-        "Events lost, shed, refused or invalid on their way. Above 0: figures of this "
+        "Events lost, shed, refused or invalid on their way. Bad: above 0: figures of this "
         "window are short by so many.",
         link("Pipeline", "pipeline"),
         steps=ANY_IS_BAD,
@@ -163,15 +162,15 @@ SELECT count() AS alerts FROM ({LAST_STATE} HAVING state = 'active'
   GROUP BY target_host HAVING state NOT IN ('nothing_wrong', 'no_data'))""",
         "short",
         "What the alert rules on verdicts and attacks would fire for at the end of this window; the "
-        "others are in Grafana's Alerting. Above 0: somebody should be on it.",
+        "others are in Grafana's Alerting. Bad: above 0: somebody should be on it.",
         link("Attacks", "attacks"),
         steps=ANY_IS_BAD,
     ),
     table(
         "Verdict of each host",
         NOW,
-        "The last verdict of each host, the worst first. A score above 0.5 is past its "
-        "threshold; near 1 it is many times beyond.",
+        "The last verdict of each host, the worst first. Bad: a score above 0.5, which is past its "
+        "threshold; near 1 is many times beyond.",
         link("Host", "host"),
         units={"score": "percentunit", "since": "dateTimeFromNow", "judged": "dateTimeFromNow"},
         links={"host": TO_HOST},
@@ -182,7 +181,7 @@ SELECT count() AS alerts FROM ({LAST_STATE} HAVING state = 'active'
         "Verdicts over time",
         TIMELINE,
         VERDICTS,
-        "The 30 hosts with most trouble in this window. Green is well; a "
+        "The 30 hosts with most trouble in this window. Green is well. Bad: a "
         "colour that stays names a cause that lasts, the same colour on many hosts a cause they share.",
         link("Host", "host"),
     ),
@@ -232,7 +231,7 @@ SELECT count() AS alerts FROM ({LAST_STATE} HAVING state = 'active'
         "Seconds since the last sign of life",
         LAG,
         "s",
-        "Heartbeats come every 30 seconds. Above 120 the host is silent: its collector or Kafka is down.",
+        "Heartbeats come every 30 seconds. Bad: above 120: the host, its collector or Kafka is down.",
         link("Pipeline", "pipeline"),
         size=(12, 8),
         deeper=TO_HOST,

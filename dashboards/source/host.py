@@ -48,7 +48,7 @@ SELECT $__timeInterval(ts) AS time, target_host, argMax({CODE}, ts) AS verdict
 FROM verdict WHERE {TIME} AND rank = 1 AND {TARGETS}
 GROUP BY time, target_host ORDER BY time, target_host""",
         VERDICTS,
-        "What the rules of diagnosis say of the host. Green is well; any other colour names the cause.",
+        "What the rules of diagnosis say of the host. Green is well. Bad: any other colour names the cause.",
         link("Fleet", "fleet"),
         size=(24, 5),
     ),

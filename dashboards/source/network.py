@@ -76,7 +76,7 @@ SELECT {share("sum(tcp_retransmits)", "sum(tcp_segments)")} AS share FROM pressu
         "TCP resets, sent and received. Bad: a jump; the reasons are in the table below.",
         link("Host", "host"),
     ),
-    row("Connections"),
+    row("Connections over time"),
     timeseries(
         "Connections that closed, by service",
         f"""

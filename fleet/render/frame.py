@@ -26,6 +26,10 @@ class Frame:
             raise KeyError(name)
         return self.columns[self.names.index(name)]
 
+    def first(self) -> list[str]:
+        """The values of the first column, as text; an empty answer may have no column."""
+        return [str(each) for each in self.columns[0]] if self.columns else []
+
     def numbers(self) -> list[str]:
         """Names of the columns that are numbers."""
         return [name for name, kind in zip(self.names, self.types, strict=True) if kind.startswith(NUMBERS)]
