@@ -1,51 +1,75 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* System calls: each is counted, few are timed. Reading the clock costs more than everything else done here, the
- * kernel's tick counter nothing. So a call's begin is noted in ticks, and one call in SAMPLED_ONE_IN, at random
- * distances, reads the clock too. A call over LONG_TICKS or more is timed in any case and stands for itself; of
- * the others the sampled ones are timed and stand for SAMPLED_ONE_IN each: the sum estimates the time of all.
+/* System calls: each is counted as it returns. A second program, at the entry, would cost as much again; so it is
+ * attached for a TIMED_SHARE of the time only (collector/windows.py), and what it saw is timed to the nanosecond.
+ * The calls that matter most need no such luck: a thread that sleeps long does so in a call. Between two returns of
+ * a thread, the time that it neither ran (sum_exec_runtime) nor waited for a CPU (run_delay) it was blocked; from
+ * LONG_TICKS of the kernel's tick counter on, that is the time of the call, known to a tick, each standing for
+ * itself. The others stand for TIMED_SHARE each when timed: the sum estimates the time of all.
  */
 #include "common/file.h"
-#include "common/gap.h"
 #include "common/near.h"
 #include "common/task.h"
 
-KERNEL_STRUCT(task_struct, tgid, group_leader, comm)
+KERNEL_STRUCT(task_struct, pid, tgid, group_leader, comm, se.sum_exec_runtime, sched_info.run_delay)
+KERNEL_STRUCT(pt_regs, ?orig_ax, ?syscallno)
 SETTING(tick_ns, 4000000)
 SETTING(slow_file_us, 20000)
 
-#define PLACES 65536 /* of threads that are in a call; 2 MB; a power of two */
-#define SAMPLED_ONE_IN 16
+#define PLACES 65536 /* of threads; 3 MB; a power of two */
+#define TIMED_SHARE 10
 #define LONG_TICKS 3
 #define ERRORS 512 /* from here on they are the kernel's own, for calls that are to be made again */
 
-struct entered {
-	u64 ticks;
-	u64 at; /* 0: not sampled */
+struct thread {
 	u32 pid;
-	u32 call;
+	u32 call; /* the one that was seen to begin */
+	u64 at;   /* when; 0: none was */
+	u64 ticks, ran, waited; /* at the last return */
 };
-MAP(ARRAY, syscall_entered, u32, struct entered, PLACES)
-GAP(syscall_gap)
+MAP(ARRAY, syscall_thread, u32, struct thread, PLACES)
 NEAR_SIZED(syscall, 1024)
 NEAR(syscall_latency)
 
-static __always_inline struct entered *entered_of(u32 pid)
+static __always_inline struct thread *thread_of(u32 pid)
 {
 	u32 place = pid % PLACES;
-	return bpf_map_lookup_elem(map(syscall_entered), &place);
+	return bpf_map_lookup_elem(map(syscall_thread), &place);
 }
 
 RAW_TP(sys_enter)
 {
 	u32 pid = bpf_get_current_pid_tgid();
-	struct entered *entered = entered_of(pid);
-	if (!entered)
+	struct thread *thread = thread_of(pid);
+	if (!thread || thread->pid != pid)
 		return 0;
-	entered->at = is_sampled(map(syscall_gap), SAMPLED_ONE_IN) ? bpf_ktime_get_ns() : 0;
-	entered->ticks = bpf_jiffies64();
-	entered->call = ARG(sys_enter, id);
-	entered->pid = pid;
+	thread->call = ARG(sys_enter, id);
+	thread->at = bpf_ktime_get_ns();
 	return 0;
+}
+
+static __always_inline u32 call_of(struct pt_regs *regs)
+{
+#if HAS(pt_regs, orig_ax)
+	return regs->orig_ax;
+#elif HAS(pt_regs, syscallno)
+	return regs->syscallno;
+#else
+#error "where is the number of a system call on this architecture?"
+#endif
+}
+
+/* How long this thread was blocked since its last call returned, if that was long; 0 otherwise. */
+static __always_inline u64 blocked_ns(struct thread *thread, struct task_struct *task)
+{
+	u64 now = bpf_jiffies64(), ran = task->se.sum_exec_runtime, waited = task->sched_info.run_delay;
+	u64 ticks = now - thread->ticks, busy = ran - thread->ran + waited - thread->waited;
+	thread->ticks = now;
+	thread->ran = ran;
+	thread->waited = waited;
+	if (ticks < LONG_TICKS)
+		return 0;
+	u64 tick = setting(tick_ns), passed = ticks * tick;
+	return passed >= busy + (LONG_TICKS - 1) * tick ? passed - busy : 0;
 }
 
 static __always_inline void tell_slow(struct pt_regs *regs, struct task_struct *task, u32 call, s64 result, u64 took)
@@ -60,7 +84,7 @@ static __always_inline void tell_slow(struct pt_regs *regs, struct task_struct *
 	event->operation = call;
 	event->latency_ns = took;
 	event->bytes = operation.moves && result > 0 ? result : 0;
-	event->error = result < 0 ? -result : 0;
+	event->error = result < 0 && result > -ERRORS ? -result : 0;
 	event->pid = task->tgid;
 	event->cgroup = cgroup_of(task);
 	__builtin_memcpy(event->comm, task->group_leader->comm, sizeof(event->comm));
@@ -85,30 +109,34 @@ static __always_inline void timed(struct syscall_value *value, u64 cgroup, u32 c
 		latency->latencies[log2_bucket(took / 1000, 27)] += weight;
 }
 
-RAW_TP(sys_exit)
+TP_BTF(sys_exit)
 {
 	struct task_struct *task = (void *)bpf_get_current_task_btf();
-	u32 pid = bpf_get_current_pid_tgid();
-	struct entered *entered = entered_of(pid);
-	if (!entered || entered->pid != pid)
-		return 0; /* under way when the probe was attached, or a child's first return */
-	entered->pid = 0;
-	u32 call = entered->call;
+	struct pt_regs *regs = (void *)ARG(sys_exit, regs);
 	s64 result = ARG(sys_exit, ret);
+	u32 pid = task->pid, call = call_of(regs);
+	struct thread *thread = thread_of(pid);
+	if (!thread)
+		return 0;
 	struct syscall_key key = {.cgroup = cgroup_of(task), .pid = task->tgid, .syscall = call};
 	if (result < 0 && result > -ERRORS)
 		key.error = -result;
 	__builtin_memcpy(key.comm, task->group_leader->comm, sizeof(key.comm));
 	struct syscall_value *value = syscall_near_slot(&key);
-	if (!value)
+	if (value)
+		value->count++;
+	u64 blocked = blocked_ns(thread, task);
+	if (thread->pid != pid) { /* another thread had this place */
+		thread->pid = pid;
+		thread->at = 0;
 		return 0;
-	value->count++;
-	u64 ticks = bpf_jiffies64() - entered->ticks;
-	if (!entered->at && ticks < LONG_TICKS)
+	}
+	u64 took = thread->at && thread->call == call ? bpf_ktime_get_ns() - thread->at : blocked;
+	thread->at = 0;
+	if (!value || !took)
 		return 0;
-	u64 took = entered->at ? bpf_ktime_get_ns() - entered->at : ticks * setting(tick_ns);
-	timed(value, key.cgroup, call, took, ticks < LONG_TICKS ? SAMPLED_ONE_IN : 1);
+	timed(value, key.cgroup, call, took, blocked ? 1 : TIMED_SHARE);
 	if (took >= setting(slow_file_us) * 1000)
-		tell_slow((void *)ARG(sys_exit, regs), task, call, key.error ? result : result < 0 ? 0 : result, took);
+		tell_slow(regs, task, call, result, took);
 	return 0;
 }

@@ -88,12 +88,16 @@ class Loaded:
         """The program that hooks ``name``."""
         return next(each for each in self.programs if each.name == name)
 
+    def release(self, program: Program) -> None:
+        """Detach one program; it stays loaded, for the caller to attach when it wants."""
+        if program.link_fd in self._open:
+            self._open.remove(program.link_fd)
+            os.close(program.link_fd)
+
     def detach(self) -> None:
         """Detach the programs; maps stay, to be read to their end."""
         for each in self.programs:
-            if each.link_fd in self._open:
-                self._open.remove(each.link_fd)
-                os.close(each.link_fd)
+            self.release(each)
 
     def close(self) -> None:
         """Detach and give everything back; again is harmless."""

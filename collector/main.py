@@ -82,9 +82,12 @@ def _follow_desired_state(agent: "Agent", *, kafka: bool = True) -> None:
 
 
 def _run(agent: "Agent", started: Callable[[], None] = lambda: None) -> int:
+    from collector.windows import Windows
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, agent.stop)  # before anything is attached: the end is always an orderly one
     agent.start()
+    agent.companions.append(Windows(agent.attached))
     started()
     names = ", ".join(each.probe.name for each in agent.attached)
     logging.getLogger("bpfleet.collector").info("collecting: %s", names)
