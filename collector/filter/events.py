@@ -10,6 +10,7 @@ from collector.filter.state import Standing
 from collector.filter.wanted import Wanted
 
 Stands = Mapping[str, Standing]
+ROUNDED_US = 1_500_000
 LISTS = ("set:", "allow")
 
 
@@ -78,7 +79,7 @@ def _events(name: str, before: Standing | None, after: Standing) -> list[str]:
     events = []
     if before is None:
         events.append("added")
-    elif (before.content, before.action, before.ends) != (after.content, after.action, after.ends):
+    elif (before.content, before.action) != (after.content, after.action) or _moved(before, after):
         events.append("changed")
     if after.held and (before is None or before.held != after.held):
         events.append("held")
@@ -88,6 +89,11 @@ def _events(name: str, before: Standing | None, after: Standing) -> list[str]:
         elif before is not None:
             events.append("shadowed")
     return events
+
+
+def _moved(before: Standing, after: Standing) -> bool:
+    """Whether the end is another; commands that keep it round it to seconds."""
+    return abs(before.ends - after.ends) > ROUNDED_US
 
 
 def refused(name: str, digest: str, author: str, reason: str) -> Row:

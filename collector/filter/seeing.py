@@ -21,7 +21,7 @@ from collector.ring import Ring
 from schemas import declare, dtype
 from schemas.columns import Column, Dictionary
 
-SAMPLES = declare.streams()["packet_sample"]
+SAMPLES = declare.read(declare.DIRECTORY / "packet_sample.avsc").streams[0]
 BATCH_ROWS = 3000  # of samples: what becomes of them stays below Kafka's bound
 READ_ROWS = 30_000
 TOPS = 20  # of a kind and verdict

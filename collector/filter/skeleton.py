@@ -66,7 +66,7 @@ def skeleton(directory: Path) -> Skeleton:
 
     Raises :class:`BpfleetError` with the compiler's first error.
     """
-    header = c_header.generate(declare.load()["packet_sample"])
+    header = c_header.generate(declare.read(declare.DIRECTORY / "packet_sample.avsc"))
     file = directory / f"filter-{_fingerprint(header)}.json"
     text = file.read_text() if file.exists() else _compile(header)
     answer = json.loads(text)
