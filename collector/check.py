@@ -88,8 +88,8 @@ def check(config: Config, patterns: list[str], seconds: float) -> list[Outcome]:
 
 
 def _watch(agent: Agent, witness: _Witness, seconds: float) -> None:
-    """Until each kernel stream gave a row, or time is up."""
-    wanted = {stream.name for each in agent.attached for stream in kernel_streams(each)}
+    """Until each kernel stream gave a row, or time is up; what only trouble makes is not waited for."""
+    wanted = {stream.name for each in agent.attached for stream in kernel_streams(each) if not stream.rare}
     end = time.monotonic() + seconds
     for each in agent.companions:
         each.start()
@@ -107,7 +107,8 @@ def _judge(attached: probes.Attached, witness: _Witness, seconds: float) -> Outc
     streams = [each.name for each in kernel_streams(attached)]
     events = {name: witness.streams.get(name, Shipped()).shipped for name in streams}
     example = next((witness.examples[name] for name in streams if name in witness.examples), {})
-    silent = [name for name, rows in events.items() if not rows]
+    rare = {each.name for each in kernel_streams(attached) if each.rare}
+    silent = [name for name, rows in events.items() if not rows and name not in rare]
     reason = f"attached, but no event of {' and '.join(silent)} within {seconds:g} s" if silent else ""
     hooks = [each.hook for each in attached.programs]
     return Outcome(attached.probe.name, not silent, reason, hooks, events, example)

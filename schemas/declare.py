@@ -13,7 +13,9 @@ from typing import Any, Literal, cast
 from schemas.errors import UsageError
 
 DIRECTORY = Path(__file__).parent
-RECORD_KEYS = {"type", "name", "namespace", "doc", "fields", "c.from", "c.entries", "ch.order", "ch.ttl_days"}
+RECORD_KEYS = {
+    "type", "name", "namespace", "doc", "fields", "c.from", "c.entries", "c.rare", "ch.order", "ch.ttl_days",
+}  # fmt: skip
 FIELD_KEYS = {"name", "type", "doc", "default", "decode", "c.type", "c.key", "c.bound", "ch.type", "ch.codec"}
 INTEGERS = {f"{sign}{bits}": bits // 8 for sign in "us" for bits in (8, 16, 32, 64)}
 # decoder → (what the kernel hands over; "" for columns the host makes, Avro types it may become)
@@ -100,6 +102,7 @@ class Stream:
     ttl_days: int
     declaration: str  # the record as JSON, annotations included
     entries: int = MAP_ENTRIES  # keys an aggregate has room for
+    rare: bool = False  # a host in good health may never have a row of it
 
     @property
     def kernel_fields(self) -> tuple[Field, ...]:
@@ -181,12 +184,13 @@ def _stream(probe: str, record: Any) -> Stream:
         _require(bare in (*names, "host"), f"{name}: ch.order names `{column}`, which is no field")
     days = record.get("ch.ttl_days", 30)
     _require(isinstance(days, int) and days > 0, f"{name}: ch.ttl_days is a positive number")
-    entries = record.get("c.entries", MAP_ENTRIES)
+    entries, rare = record.get("c.entries", MAP_ENTRIES), record.get("c.rare", False)
+    _require(isinstance(rare, bool), f"{name}: c.rare is true or false")
     _require(isinstance(entries, int) and 0 < entries <= 1 << 20, f"{name}: c.entries is a number up to 2^20")
     _require("c.entries" not in record or source == "aggregate", f"{name}: c.entries is of aggregates")
     stream = Stream(
         name, probe, cast(Source, source), str(record.get("doc", "")), fields, order, days,
-        json.dumps(record), entries,
+        json.dumps(record), entries, rare,
     )  # fmt: skip
     _check_source(stream)
     return stream
