@@ -221,8 +221,8 @@ class Stacks(Companion):
         while not self._stop.wait(LOOK_S):
             self._round(self.look)
             if time.monotonic() >= due:
-                due = max(due + self.every_s, time.monotonic())
                 self._round(self.read)
+                due = max(due + self.every_s, time.monotonic())
 
     def _round(self, work: Any) -> None:
         """Whatever is wrong with one round, the next one comes."""
