@@ -136,8 +136,11 @@ def check(spec: Any) -> None:
     found = read(spec)
     if found.rule is not None:
         action_of(found.rule.action)
-        if fields_of(found.rule) is None:
+        fields = fields_of(found.rule)
+        if fields is None:
             compile_expression(found.rule.match)
+        else:
+            filter_fields.check_possible(fields)
     elif found.set is not None:
         networks(found.set.prefixes, f"@{found.set.name}")
     elif found.allow is not None:

@@ -21,6 +21,7 @@ from schemas.pcap import Instruction, Program
 NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
 PLACEHOLDER = 0x40000000  # a byte loaded from here stands for the flag of that number
 MAX_EXPRESSION = 8_000  # characters
+MAX_MADE = 100_000  # of one that was made from fields
 MAX_FLAGS = 8
 _EXTENSION = re.compile(
     rf"\b(?:(?P<way>src|dst)\s+)?in\s+@(?P<set>{NAME})|\bstate\s+(?P<state>[a-z]+)\b", re.IGNORECASE
@@ -55,8 +56,10 @@ class Expression:
         return {argument for name, argument in self.flags if name != "established"}
 
 
-def compile_expression(text: str) -> Expression:
-    """Text to classic BPF. Raises :class:`UsageError` saying what is wrong with it."""
+def compile_expression(text: str, most: int = MAX_EXPRESSION) -> Expression:
+    """Text, of so many characters at most, to classic BPF. Raises :class:`UsageError`: what is wrong."""
+    if len(text) > most:
+        raise UsageError(f"the expression has {len(text)} characters, more than {most}; use an address set")
     flags: list[Question] = []
 
     def placeholder(question: Question) -> str:
@@ -73,10 +76,6 @@ def compile_expression(text: str) -> Expression:
 
 def _plain(text: str, placeholder: Callable[[Question], str]) -> str:
     """The text with our own words replaced by what ``placeholder`` says of each question."""
-    if len(text) > MAX_EXPRESSION:
-        raise UsageError(
-            f"the expression has {len(text)} characters, more than {MAX_EXPRESSION}; use an address set"
-        )
     _refuse_names(text)
 
     def replace(found: re.Match[str]) -> str:
@@ -107,7 +106,7 @@ class Judge:
 
     def __init__(self, text: str, sets: Mapping[str, Sequence[str]] | None = None) -> None:
         """``sets``: the prefixes of each set that the expression names. Raises :class:`UsageError`."""
-        self.expression = compile_expression(text)
+        self.expression = compile_expression(text, MAX_MADE)
         known = sets or {}
         for name in self.expression.sets() - known.keys():
             raise UsageError(f"there is no address set @{name}; define it or correct the name")

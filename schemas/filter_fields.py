@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from schemas.errors import UsageError
-from schemas.filter_expression import NAME
+from schemas.filter_expression import MAX_MADE, NAME, compile_expression
 
 PROTOCOLS = {
     "icmp": 1,
@@ -202,14 +202,26 @@ _PARSERS: dict[str, tuple[str, Callable[[str, str], object]]] = {
 }
 
 
+def check_possible(fields: Fields) -> None:
+    """Raises :class:`UsageError` for fields that contradict each other."""
+    try:
+        compile_expression(expression(fields), MAX_MADE)
+    except UsageError as error:
+        if "rejects all" in str(error):
+            raise UsageError("fields: no frame can be all of that at once; leave some out") from None
+        raise
+
+
 # --- the same as an expression, for libpcap to judge by ---
+
+_WHOLE = "(ip[6:2] & 0x1fff = 0 and ip[0] & 15 >= 5)"  # what follows is a header, where it should be
 
 
 def expression(fields: Fields) -> str:
     """What the fields say of frames without VLAN tags, in the language of ``match``."""
     families = [family for family in (4, 6) if fields.ip in (None, family) and _possible(fields, family)]
     texts = [_family(fields, family) for family in families]
-    return " or ".join(f"({text})" for text in texts) or "ether[0] = 256"
+    return " or ".join(f"({text})" for text in texts) or "ether[0] = 256 and ether[0] = 255"
 
 
 def _possible(fields: Fields, family: int) -> bool:
@@ -234,12 +246,12 @@ def _family(fields: Fields, family: int) -> str:
     start = "(ip[0] & 15) * 4" if four else "40"
     layer = "ip" if four else "ip6"
     if fields.needs_ports:
-        parts.append(f"({protocol} = 6 or {protocol} = 17)" + " and ip[6:2] & 0x1fff = 0" * four)
+        parts.append(f"({protocol} = 6 or {protocol} = 17)" + f" and {_WHOLE}" * four)
         for place, spans in ((0, fields.src_port), (2, fields.dst_port)):
             parts.append(_any(f"{layer}[{start} + {place}:2]", spans))
     if fields.tcp_flags:
         value, mask = fields.tcp_flags
-        parts.append(f"{protocol} = 6" + " and ip[6:2] & 0x1fff = 0" * four)
+        parts.append(f"{protocol} = 6" + f" and {_WHOLE}" * four)
         parts.append(f"{layer}[{start} + 13] & {mask} = {value}")
     if fields.payload:
         parts.append(_payload_text(fields.payload, layer, protocol, start, four))
@@ -249,7 +261,7 @@ def _family(fields: Fields, family: int) -> str:
 
 
 def _payload_text(payload: Payload, layer: str, protocol: str, start: str, four: bool) -> str:
-    whole = "ip[6:2] & 0x1fff = 0" if four else "ip6"
+    whole = _WHOLE if four else "ip6"
     tcp = f"({layer}[{start} + 12] >> 4) * 4"
     cases = [
         (f"{protocol} = 17 and {whole}", f"{start} + 8"),

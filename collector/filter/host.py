@@ -254,10 +254,12 @@ class Filter:
 
     def _forget(self, slots: Mapping[str, int], running: set[Program]) -> None:
         """Rules that are gone: no effect, counters at zero; programs that no interface has."""
+        taken = set(slots.values())
         for name, slot in self.state.slots.items():
             if slots.get(name) != slot:
                 place = slot.to_bytes(4, "little")
-                self.maps["filter_rules"].update(place, Control().pack())
+                if slot not in taken:
+                    self.maps["filter_rules"].update(place, Control().pack())
                 for table in ("filter_counters", "filter_samplers"):
                     self.maps[table].update(place, bytes(self.maps[table].element_size))
         for key, each in list(self.programs.items()):

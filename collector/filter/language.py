@@ -61,6 +61,7 @@ def check(rule: Rule, sets: Sequence[str] = ()) -> Test:
     try:
         if rule.fields is not None:
             test = Test(fields=filter_fields.parse(rule.fields))
+            filter_fields.check_possible(filter_fields.parse(rule.fields))
         else:
             test = Test(expression=compile_expression(rule.match))
         if test.expression is not None:
