@@ -264,7 +264,7 @@ def run(mitigator: Mitigator, stopping: Callable[[float], bool], tick_s: float =
             mitigator.step()
             silent = False
             while mitigator.urgent and time.monotonic() - begun < tick_s:
-                if stopping(0.1):
+                if stopping(0.15):
                     return
                 mitigator.quick()
         except BpfleetError as error:

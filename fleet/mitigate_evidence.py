@@ -11,7 +11,7 @@ from fleet.mitigate_vectors import classified
 from fleet.samples import Block, read
 from schemas.config import Clickhouse
 
-MOST = 20_000  # samples of each sort
+MOST = 6_000  # samples of each sort
 MINUTE, HOUR, NOON, DAY = 60, 3600, 43_200, 86_400
 TARGET = "destination BETWEEN toIPv6({low:String}) AND toIPv6({high:String}) AND slot = 65535"
 SOME = f"{TARGET} AND ts >= fromUnixTimestamp64Micro({{since:Int64}}) AND {classified()} = {{vector:String}}"

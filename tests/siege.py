@@ -1,0 +1,380 @@
+"""Three hosts under attack: each a network namespace with its collector, interface and web server; all real.
+
+    with siege(place, folder) as fleet:
+        frames, target = fleet.frames("dns amplification")
+        attack = fleet.attack(frames)   # sends until stopped, bounded
+
+A host `i` and its outside are two namespaces joined by a veth pair. The service addresses 10.99.0.0/16 are on
+all three hosts (anycast), so that an attack on one address arrives at three hosts, a third at each. Attackers
+write frames to the outside's end; clients there download from the service address meanwhile.
+"""
+
+import ctypes
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from attacking import ATTACKS, carpet
+from collecting import CollectorProcess, wait_for
+from lb_fleet import CLONE_NEWNET, ENTER, Relay
+from sinking import Place
+
+from collector import xdp
+from fleet.acknowledge import live_hosts
+from schemas.config import Config
+from schemas.signing import private_key
+
+HOSTS = (1, 2, 3)
+SERVICE = "10.99.0.80"
+RATE = 700  # packets per second at each host: one host alone would not notice
+LONGEST_S = 30.0  # an attack that nobody stops ends by itself
+libc = ctypes.CDLL(None, use_errno=True)
+SERVER = """
+import http.server, sys
+BODY = bytes(200_000)
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY)
+    def log_message(self, *_):
+        pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 512
+Server(("0.0.0.0", 80), Handler).serve_forever()
+"""
+
+
+def ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+
+
+@contextmanager
+def inside(space: str) -> Iterator[None]:
+    """This thread in another network namespace; sockets made there stay there."""
+    with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{space}").open() as there:
+        assert libc.setns(there.fileno(), CLONE_NEWNET) == 0
+        try:
+            yield
+        finally:
+            assert libc.setns(home.fileno(), CLONE_NEWNET) == 0
+
+
+class Attack(threading.Thread):
+    """Frames to all hosts at a steady rate until stopped, or a number of them."""
+
+    def __init__(
+        self, sockets: list[socket.socket], frames: list[bytes], rate: float, count: int = 0
+    ) -> None:
+        super().__init__(daemon=True)
+        self.sockets, self.frames, self.rate, self.count = sockets, frames, rate, count
+        self.sent = 0  # at each host
+        self.stopping = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        begun = time.monotonic()
+        while not self.stopping.is_set() and (not self.count or self.sent < self.count):
+            due = int((time.monotonic() - begun) * self.rate)
+            if time.monotonic() - begun > LONGEST_S:
+                return
+            due = min(due, self.count or due)
+            for at in range(self.sent, due):
+                for each in self.sockets:
+                    each.send(self.frames[at % len(self.frames)])
+            self.sent = max(self.sent, due)
+            self.stopping.wait(0.01)
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.join(10)
+
+
+class Client(threading.Thread):
+    """Downloads again and again, on a connection that stays and on new ones; counts what went wrong."""
+
+    def __init__(self, space: str) -> None:
+        super().__init__(daemon=True)
+        self.space = space
+        self.stopping = threading.Event()
+        self.downloads, self.broken = 0, 0
+        self.slowest = 0.0
+        with inside(space):
+            self.kept = socket.create_connection((SERVICE, 80), 10)
+        self.start()
+
+    def run(self) -> None:
+        while not self.stopping.wait(0.02):
+            begun = time.monotonic()
+            try:
+                self._get(self.kept)
+                with inside(self.space):
+                    fresh = socket.create_connection((SERVICE, 80), 10)
+                with fresh:
+                    self._get(fresh)
+            except OSError:
+                self.broken += 1
+                return
+            self.downloads += 2
+            self.slowest = max(self.slowest, time.monotonic() - begun)
+
+    def _get(self, connection: socket.socket) -> None:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        left, head = 1, b""
+        while left > 0:
+            data = connection.recv(1 << 18)
+            if not data:
+                raise ConnectionResetError
+            if not head.endswith(b"\r\n\r\n"):
+                begin, separator, rest = (head + data).partition(b"\r\n\r\n")
+                head = begin + separator
+                left = 200_000 - len(rest) if separator else 1
+            else:
+                left -= len(data)
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.join(15)
+        self.kept.close()
+
+
+class Fleet:
+    """Everything: see the module."""
+
+    def __init__(self, place: Place, folder: Path, **mitigate: Any) -> None:
+        self.place, self.folder = place, folder
+        self.prefix = f"siege{os.getpid() % 100_000}"
+        self.processes: list[subprocess.Popen[Any]] = []
+        self.collectors: list[CollectorProcess] = []
+        self.relays: list[Relay] = []
+        self.clients: list[Client] = []
+        self.steps: list[dict[str, Any]] = []
+        self.attackers: list[socket.socket] = []
+        self.config = Config(host="operator", state_dir=str(folder))
+        self.config.kafka.servers = place.servers
+        self.config.clickhouse.url, self.config.clickhouse.database = place.url, place.database
+        self.config.operator.key_file = str(folder / "ops.key")
+        self.settings = {"quiet_s": 6, "rule_ttl_s": 40, **mitigate}
+        self.targets = iter(range(1, 250))
+
+    # ── Up and down ──────────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        self.run_command("key", "new", self.config.operator.key_file)
+        for host in HOSTS:
+            self._network(host)
+            self._collect(host)
+        for each in self.collectors:
+            each.start(
+                wait=False, code=(ENTER.format(self.space(self.collectors.index(each) + 1), CLONE_NEWNET),)
+            )
+        self.place.sink()
+        for host in HOSTS:
+            self._serve(host)
+            self.attackers.append(self._raw(host))
+        wait_for(lambda: len(live_hosts(self.config)) == len(HOSTS), 60, "three collectors")
+        self.run_command("drop", "watch", "--wait", "--timeout", "60")
+        self.clients = [Client(self.outside(host)) for host in HOSTS]
+        wait_for(self._seen, 30, "samples of all hosts")
+        self._mitigate()
+
+    def space(self, host: int) -> str:
+        return f"{self.prefix}-h{host}"
+
+    def outside(self, host: int) -> str:
+        return f"{self.prefix}-o{host}"
+
+    def _network(self, host: int) -> None:
+        near, far = self.space(host), self.outside(host)
+        for name in (near, far):
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", near, "link", "add", "eth0", "address", "02:00:00:00:00:02", "type", "veth",
+           "peer", "name", "out0", "netns", far)  # fmt: skip
+        ip("-n", near, "addr", "add", "10.66.0.1/24", "dev", "eth0")
+        ip("-n", far, "addr", "add", "10.66.0.2/24", "dev", "out0")
+        ip("-n", near, "link", "set", "eth0", "up")
+        ip("-n", far, "link", "set", "out0", "up")
+        ip("-n", near, "route", "add", "default", "via", "10.66.0.2")
+        ip("-n", near, "route", "add", "local", "10.99.0.0/16", "dev", "lo")
+        ip("-n", far, "route", "add", "10.99.0.0/16", "via", "10.66.0.1")
+        self.relays.append(Relay(near, int(self.place.servers.rpartition(":")[2])))
+
+    def _collect(self, host: int) -> None:
+        public = private_key(Path(self.config.operator.key_file)).public.text
+        self.collectors.append(CollectorProcess(
+            self.folder / f"host{host}", self.place.servers, f"edge{host}", probes=["runq_latency"],
+            kinds=["filter"], filter_pins=self.space(host), trusted_keys=[public],
+        ))  # fmt: skip
+
+    def _serve(self, host: int) -> None:
+        command = ["nsenter", f"--net=/run/netns/{self.space(host)}", sys.executable, "-c", SERVER]
+        self.processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+
+        def answers() -> bool:
+            with inside(self.outside(host)):
+                try:
+                    socket.create_connection((SERVICE, 80), 2).close()
+                except OSError:
+                    return False
+                return True
+
+        wait_for(answers, 20, "a web server")
+
+    def _raw(self, host: int) -> socket.socket:
+        with inside(self.outside(host)):
+            made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            made.bind(("out0", 0))
+        return made
+
+    def _seen(self) -> bool:
+        question = "SELECT uniqExact(host) FROM DB.packet_sample WHERE established"
+        found = self.place.ask(question)
+        return bool(found and found[0][0] == len(HOSTS))
+
+    def settings_file(self) -> Path:
+        file = self.folder / "operator.yaml"
+        file.write_text(yaml.safe_dump({
+            "host": "operator", "state_dir": str(self.folder), "kafka": {"servers": self.place.servers},
+            "clickhouse": {"url": self.place.url, "database": self.place.database},
+            "operator": {"key_file": self.config.operator.key_file}, "mitigate": self.settings,
+        }))  # fmt: skip
+        return file
+
+    def run_command(self, *words: str) -> str:
+        command = [sys.executable, "-m", "fleet", "--config", str(self.settings_file()), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def _mitigate(self) -> None:
+        command = [
+            sys.executable,
+            "-u",
+            "-m",
+            "fleet",
+            "--config",
+            str(self.settings_file()),
+            "mitigate",
+            "--json",
+        ]
+        self.log = (self.folder / "mitigate.log").open("w")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.processes.append(process)
+
+        def listen() -> None:
+            assert process.stdout
+            for line in process.stdout:
+                self.steps.append(json.loads(line))
+
+        threading.Thread(target=listen, daemon=True).start()
+        wait_for(lambda: "mitigating" in (self.folder / "mitigate.log").read_text(), 30, "the service")
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.stop()
+        for each in self.processes:
+            each.terminate()
+        for each in self.processes:
+            try:
+                each.wait(10)
+            except subprocess.TimeoutExpired:
+                each.kill()
+                each.wait()
+        for collector in self.collectors:
+            collector.kill()
+        for relay in self.relays:
+            relay.close()
+        for raw in self.attackers:
+            raw.close()
+        for host in HOSTS:
+            pins = xdp.PINS / self.space(host)
+            if pins.is_dir():
+                for each in sorted(pins.rglob("*"), reverse=True):
+                    each.rmdir() if each.is_dir() else each.unlink()
+                pins.rmdir()
+            for name in (self.space(host), self.outside(host)):
+                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+    # ── Attacks ──────────────────────────────────────────────────────────────────────────────────
+
+    def frames(self, name: str, count: int = 4000) -> tuple[list[bytes], str]:
+        """Frames of a pattern to a target of its own, and that target as its record will name it."""
+        number, dice = next(self.targets), random.Random(len(self.steps))
+        if name == "carpet bombing":
+            return carpet(dice, count, f"10.99.{number}"), f"10.99.{number}."
+        target = f"10.99.200.{number}"
+        return ATTACKS[name](dice, count, target), target  # type: ignore[call-arg]
+
+    def attack(self, frames: list[bytes], rate: float = RATE, count: int = 0) -> Attack:
+        return Attack(self.attackers, frames, rate, count)
+
+    def step(self, event: str, target: str, seconds: float = 20) -> dict[str, Any]:
+        """The first step of that name against that target; waits for it."""
+
+        def found() -> Any:
+            return next(
+                (each for each in self.steps if each["event"] == event and each["target"].startswith(target)),
+                None,
+            )
+
+        what = f"{event} {target}; steps: {[(each['event'], each.get('reason')) for each in self.steps[-8:]]}"
+        try:
+            return wait_for(found, seconds)
+        except AssertionError:
+            raise AssertionError(what + (self.folder / "mitigate.log").read_text()[-2000:]) from None
+
+    def dropped(self) -> int:
+        """Exactly, by the hosts' counters, so far; waits until they stand still."""
+        question = "SELECT sum(packets) FROM DB.filter_stats WHERE verdict = 'drop'"
+        last, since = -1, time.monotonic()
+        while time.monotonic() - since < 2.5:
+            found = self.place.ask(question)
+            count = int(found[0][0]) if found else 0
+            if count != last:
+                last, since = count, time.monotonic()
+            time.sleep(0.1)
+        return last
+
+    def retransmitted(self) -> tuple[int, int]:
+        """Segments that clients sent, and those they had to send again: an upper bound of what was lost."""
+        sent = again = 0
+        for host in HOSTS:
+            with inside(self.outside(host)):
+                lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+            names, values = (line.split() for line in lines if line.startswith("Tcp:"))
+            counters = dict(zip(names, values, strict=True))
+            sent, again = sent + int(counters["OutSegs"]), again + int(counters["RetransSegs"])
+        return sent, again
+
+
+@contextmanager
+def siege(place: Place, folder: Path, **mitigate: Any) -> Iterator[Fleet]:
+    """All of it up, the service running; gone afterwards."""
+    made = Fleet(place, folder, **mitigate)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def quietly(seconds: float, check: Callable[[], bool]) -> None:
+    """Assert something all the while."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert check()
+        time.sleep(0.2)
