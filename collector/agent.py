@@ -187,6 +187,20 @@ class Agent:
         self.output.pump()
         return busy or self.output.backlog
 
+    # ── For who must not ship twice ──────────────────────────────────────────────────────────────
+
+    def next_number(self, stream: str) -> int:
+        """What the next batch of a stream will be numbered; 0 where nothing is."""
+        return self._sequences.peek(stream) if self._sequences else 0
+
+    def fate(self, stream: str, number: int) -> bool | None:
+        """Whether a batch that an earlier process of this boot numbered arrives; None: not known yet."""
+        boot = self._sequences.boot.hex() if self._sequences else ""
+        for loss in self._losses.all if self._losses else []:
+            if (loss.stream, loss.boot) == (stream, boot) and loss.first <= number <= loss.last:
+                return None if loss.open else False
+        return True
+
     # ── Rows about itself ────────────────────────────────────────────────────────────────────────
 
     def _hear_companions(self) -> None:

@@ -66,6 +66,10 @@ class Sequences:
         row["next"] = number + 1
         return number
 
+    def peek(self, stream: str) -> int:
+        """The number that :meth:`take` will give."""
+        return int(self._rows[self._place(stream)]["next"])
+
     def untake(self, stream: str, number: int) -> None:
         """The newest number, just taken, was not used."""
         row = self._rows[self._place(stream)]

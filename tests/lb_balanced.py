@@ -117,8 +117,8 @@ def serve(net: Network, number: int) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Balanced]:
-    """Everything up: servers on the reals, the balancer applied; all gone afterwards."""
+def running(folder: Path, *, apply: bool = True) -> Iterator[Balanced]:
+    """Everything up: servers on the reals, the balancer applied (unless not); all gone afterwards."""
     with network() as net:
         made = Balanced(net, folder)
         places = [f"test-{net.prefix}-real{number}" for number in (1, 2, 3)]
@@ -126,7 +126,8 @@ def running(folder: Path) -> Iterator[Balanced]:
             for number, place in enumerate(places, 1):
                 net.python(f"real{number}", DECAPSULATE.format(place))
                 made.servers[number] = serve(net, number)
-            made.apply(tree())
+            if apply:
+                made.apply(tree())
             yield made
         finally:
             for place in [*places, made.instance]:

@@ -6,11 +6,12 @@ balancer goes; one that commands of the host made is left alone until a document
 """
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from collector import xdp, xdp_chain
 from collector.balancer.checker import Checker
-from collector.balancer.reporter import Reporter
+from collector.balancer.reporter import Reporter, Way
 from collector.balancer.state import State, ledger_file
 from collector.desired_worker import APPLIED, Outcome
 from schemas import lb
@@ -147,13 +148,12 @@ def handler(agent: "Agent") -> Balancers:
     """The handler, and beside it what reports on the balancer and checks its reals."""
     xdp.pin_directory(xdp_chain.FOLDER)  # mounts bpffs, while that may still be done
 
-    def safe(rows: int) -> bool:
+    def numbered() -> int:
         shipped = agent.output.streams.get("lb_stats")
-        if shipped is None or shipped.shipped < rows:
-            return False
-        return shipped.delivered >= rows or not agent.output.is_up
+        return shipped.shipped if shipped else 0
 
-    reporter = Reporter(agent.config, safe)
+    way = Way(partial(agent.next_number, "lb_stats"), partial(agent.fate, "lb_stats"), numbered)
+    reporter = Reporter(agent.config, way)
     agent.companions += [reporter, Checker(agent.config)]
     agent.costs["balancer"] = reporter.run_times
     return Balancers(agent.config)

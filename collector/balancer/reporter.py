@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,27 +33,36 @@ from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
 STATS_S, FLOWS_S, DRAINS_S = 1.0, 0.25, 2.0
-PATIENCE_S = 2.0  # for rows to arrive before they count as shipped all the same
 FLOW = declare.streams()["lb_flow"]
 FLOW_REASONS = {each.number: each.name for each in REASONS} | {len(REASONS): "ring"}
 
 
-class Reporter(Companion):
-    """See the module. ``safe(rows)`` says whether so many rows of lb_stats, put since the start, are safe."""
+@dataclass(frozen=True)
+class Way:
+    """What the agent knows of batches of lb_stats."""
 
-    def __init__(self, config: Config, safe: Callable[[int], bool]) -> None:
+    next_number: Callable[[], int]
+    fate: Callable[[int], bool | None]  # of an earlier process's batch: arrives, or not; None: not known yet
+    numbered: Callable[[], int]  # rows that got a number since the start
+
+
+class Reporter(Companion):
+    """See the module."""
+
+    def __init__(self, config: Config, way: Way) -> None:
         super().__init__()
         self.place = xdp.PINS / config.collector.lb_pins
         self._file = ledger_file(config, self.place)
-        self._safe = safe
+        self._way = way
+        self._first = 0  # the first number of this process
         self._journal = Journal(journal_file(self._file))
         self._stats = Stats(self._file.with_suffix(".shipped"))
         self._clock = Clock()
         self._plane: Dataplane | None = None
         self._flows: Ring | None = None
         self._ledger, self._stamp = Ledger(), 0
-        self._put, self._put_at = 0, 0.0  # rows of lb_stats
-        self._unsettled = False
+        self._put = 0  # rows of lb_stats
+        self._on_the_way = False
         self._due = dict.fromkeys(("stats", "flows", "drains"), 0.0)
         self._run_times = RunTimes()
         self._stopping = threading.Event()
@@ -61,6 +70,7 @@ class Reporter(Companion):
 
     def start(self) -> None:
         """Begin to report."""
+        self._first = self._way.next_number()
         self._thread.start()
 
     def stop(self) -> None:
@@ -80,9 +90,7 @@ class Reporter(Companion):
         while not self._stopping.wait(0.05):
             self._pass()
         self._due = dict.fromkeys(self._due, 0.0)
-        self._settle(force=True)
         self._pass()
-        self._settle(force=True)
         self._close()
 
     def _pass(self) -> None:
@@ -95,7 +103,7 @@ class Reporter(Companion):
                 self._find()
                 self._tell_events()
                 self._tell_flows()
-            if now >= self._due["stats"] and not self._unsettled:
+            if now >= self._due["stats"] and not self._on_the_way and self._clear_doubt():
                 self._due["stats"] = max(self._due["stats"] + STATS_S, now)
                 self._tell_stats()
             if now >= self._due["drains"]:
@@ -153,16 +161,26 @@ class Reporter(Companion):
         columns = self._stats.gained(self._plane, self._ledger, now_us())
         if columns is not None:
             self._put += len(columns["ts"])
-            self._put_at, self._unsettled = time.monotonic(), True
+            self._on_the_way = True
+            self._stats.pend(self._way.next_number())
             self.put_columns("lb_stats", columns)
 
-    def _settle(self, *, force: bool = False) -> None:
-        """Note how far the counters were shipped once the rows are safe: a kill neither loses nor repeats."""
-        if self._unsettled and (
-            force or self._safe(self._put) or time.monotonic() - self._put_at > PATIENCE_S
-        ):
-            self._stats.settle()
-            self._unsettled = False
+    def _settle(self) -> None:
+        """Once the rows on the way have their number, their fate is the agent's business."""
+        if self._on_the_way and self._way.numbered() >= self._put:
+            self._stats.settle(arrives=True)
+            self._on_the_way = False
+
+    def _clear_doubt(self) -> bool:
+        """Whether it is known what became of the batch that an earlier process was about to ship."""
+        number = self._stats.doubtful
+        if number < 0:
+            return True
+        arrives = number < self._first and self._way.fate(number)
+        if arrives is None:
+            return False
+        self._stats.settle(arrives=arrives)
+        return True
 
     def _tell_flows(self) -> None:
         if self._flows is None:

@@ -2,10 +2,12 @@
 
     stats = Stats(file)
     columns = stats.gained(plane, ledger, now_us)      # None: nothing rose
-    stats.settle()                                     # the rows are safe: a successor goes on from here
+    stats.pend(number)                                 # the batch they will be; then they are shipped
+    stats.settle(arrives=True)                         # they have that number now
 
-What was shipped last stands in ``file``, so that over restarts, upgrades and kills the rows add up to the
-kernel's own counters. Per-CPU counters are read, not taken: reading loses nothing.
+What was shipped, and which batch was about to be, stands in ``file``: a successor asks what became of that
+batch, so that over restarts, upgrades and kills the rows add up to the kernel's own counters, no row missing
+and none twice. Per-CPU counters are read, not taken: reading loses nothing.
 """
 
 from collections.abc import Mapping
@@ -24,14 +26,20 @@ from collector.sequence import boot_id
 from schemas.columns import Column, Dictionary
 
 Key = tuple[str, str, str, str]  # VIP, real, reason, verdict
+ROWS = 4_000  # of one batch
 Counts = tuple[int, int, int]  # packets, bytes, flows
 
 
 class Shipped(Struct):
-    """The file: counters of which maps, and how far they were shipped; drains that were told."""
+    """The file: counters of which maps, how far they were shipped, and what batch ``number`` added.
+
+    ``drained``: drains that were told.
+    """
 
     maps: str = ""
     counts: list[tuple[Key, Counts]] = []
+    number: int = -1  # -1: none
+    added: list[tuple[Key, Counts]] = []
     drained: list[str] = []
 
 
@@ -42,8 +50,13 @@ class Stats:
         self.file = file
         self.shipped = self._read()
         self._before: dict[Key, Counts] = dict(self.shipped.counts)
-        self._now: dict[Key, Counts] = self._before
+        self._added: dict[Key, Counts] = dict(self.shipped.added)
         self._at_us = 0
+
+    @property
+    def doubtful(self) -> int:
+        """The batch that an earlier process was about to ship; -1: none."""
+        return self.shipped.number
 
     def _read(self) -> Shipped:
         try:
@@ -52,12 +65,12 @@ class Stats:
             return Shipped()
 
     def gained(self, plane: Dataplane, known: Ledger, now_us: int) -> Mapping[str, Column] | None:
-        """Columns of what rose since the last settled call; None if nothing did."""
+        """Columns of what rose (of at most ROWS counters) since what is settled; None if nothing did."""
         maps = f"{boot_id().hex()} {plane.maps['lb_counters'].id}"
         if maps != self.shipped.maps:
             self.shipped, self._before = Shipped(maps=maps), {}
-        self._now = read(plane, known)
-        rose = [(key, now) for key, now in self._now.items() if now != self._before.get(key)]
+        rose = [(key, now) for key, now in read(plane, known).items() if now != self._before.get(key)][:ROWS]
+        self._added = dict(rose)
         interval = now_us - self._at_us if self._at_us else 1_000_000
         self._at_us = now_us
         if not rose:
@@ -66,14 +79,20 @@ class Stats:
         before = np.array([self._before.get(key, (0, 0, 0)) for key, _ in rose], np.int64)
         return _columns([key for key, _ in rose], totals, totals - before, now_us, interval)
 
-    def settle(self) -> None:
-        """What was gained last is safe."""
-        self._before = self._now
+    def pend(self, number: int) -> None:
+        """What was gained last is about to be batch ``number``."""
+        self.shipped.number = number
         self.write()
+
+    def settle(self, *, arrives: bool) -> None:
+        """That batch has its number (then it arrives, or is declared lost), or it never will."""
+        if arrives:
+            self._before |= self._added
+        self._added, self.shipped.number = {}, -1
 
     def write(self) -> None:
         """Have the file say it."""
-        self.shipped.counts = list(self._before.items())
+        self.shipped.counts, self.shipped.added = list(self._before.items()), list(self._added.items())
         fresh = self.file.with_suffix(".new")
         fresh.write_bytes(msgspec.json.encode(self.shipped))
         fresh.replace(self.file)
