@@ -20,6 +20,10 @@ case "${1:-run}" in
 esac
 # Any Java of 17 or newer will do; Maven alone may bring it.
 if [ "$1" != host ] && ! command -v java >/dev/null 2>&1; then wanted="$wanted $java"; fi
+# The pictures of dashboards are looked at in any Chromium.
+if [ "$1" = test ] && ! command -v chromium >/dev/null 2>&1 && ! command -v google-chrome >/dev/null 2>&1; then
+  wanted="$wanted chromium"
+fi
 # linux-perf is called linux-tools-generic on Ubuntu.
 if ! grep -qi '^ID=debian' /etc/os-release; then
   wanted=$(printf %s "$wanted" | sed 's/linux-perf/linux-tools-generic/')

@@ -13,7 +13,7 @@ import click
 from schemas import config
 from schemas.errors import BpfleetError
 
-PACKAGES = {"rich": "fleet", "clickhouse_connect": "fleet", "fastavro": "fleet"}
+PACKAGES = {"plotly": "fleet", "rich": "fleet", "clickhouse_connect": "fleet", "fastavro": "fleet"}
 
 
 class Commands(click.Group):
