@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from collector import bpf_sys, inventory, memory, metrics, privileges, probes, profiler, tracefs
+from collector import bpf_sys, inventory, memory, metrics, overhead, privileges, probes, profiler, tracefs
 from collector.clock import now_us
 from collector.companion import Companion
 from collector.health import Health, Row, RunTimes, loss_row, restart_row
 from collector.losses import Losses
 from collector.output import Output
+from collector.overhead_brake import Brakes
 from collector.probes import Attached
 from collector.reading import Reading
 from collector.sequence import Sequences
@@ -102,6 +103,8 @@ class Agent:
         if self.config.collector.metrics_port:
             self._endpoint = metrics.Endpoint(self.config.collector.metrics_port)
         self.health = Health(self.attached, self.output.streams, self.output.spooled, self.costs)
+        self._budget = overhead.Budget(self.config.collector.budget_percent, os.cpu_count() or 1)
+        self._brakes = Brakes(self)
         memory.settle()
 
     def _begin_reading(self, enums: dict[str, dict[int, str]]) -> None:
@@ -124,7 +127,7 @@ class Agent:
             each.detach()
         time.sleep(DETACH_S)
         self.reading.look(limit=1 << 30)
-        self.reading.aggregates()
+        self.reading.aggregates(last=True)
         self.reading.cut()
         for companion in self.companions:
             companion.stop()
@@ -230,8 +233,18 @@ class Agent:
         if self._losses:
             self._losses.declare(pending, numbers[-1])
             self._losses.retry()
+        if not self._stopping:
+            self._keep_budget(now)
         if self._endpoint:
             self._endpoint.text = metrics.exposition(self._metrics(told))
+
+    def _keep_budget(self, now: int) -> None:
+        brakes = self._brakes.now()
+        steps = self._budget.judge(now, self.health.totals, self.health.probe_of, brakes)
+        for step in steps:
+            log.warning("overhead: %s %s: %s", step["probe"] or "bpfleet", step["action"], step["reason"])
+        if steps:
+            self._ship_rows("overhead_event", steps)
 
     def _metrics(self, told: list[Row]) -> metrics.Totals:
         process = next(each for each in told if each["kind"] == "process")
@@ -243,7 +256,7 @@ class Agent:
 
     def beat(self) -> None:
         """Ship a heartbeat."""
-        names = [each.probe.name for each in self.attached]
+        names = [each.probe.name for each in self.attached if each.probe.name not in self.failed]
         labels = self.config.collector.labels
         memory.trim()
         self._ship_rows("host", [inventory.describe(labels, names, self.failed, self._started_us)])

@@ -44,7 +44,9 @@ class Reading:
         told = [each for each in self.rings if each.stream.name == "cgroup_event"]
         if told:
             self.cgroups.refresh = lambda: self._hear_cgroups(told[0])
-        self._read_at = time.monotonic()
+        self.pace: dict[str, int] = {}  # probe → its aggregates are read at one pass in so many
+        self._passes = 0
+        self._read_at = dict.fromkeys((each.probe.name for each in attached), time.monotonic())
 
     def _is_decodable(self, probe: Attached) -> bool:
         try:
@@ -107,12 +109,15 @@ class Reading:
 
     # ── Aggregates ───────────────────────────────────────────────────────────────────────────────
 
-    def aggregates(self) -> None:
-        """Ship what each aggregate gained since the last time."""
+    def aggregates(self, *, last: bool = False) -> None:
+        """Ship what each aggregate gained since the last time; ``last``: of slowed ones too."""
         now = time.monotonic()
-        interval = int((now - self._read_at) * 1e6)
-        self._read_at = now
+        self._passes += 1
         for probe in self.attached:
+            if self._passes % self.pace.get(probe.probe.name, 1) and not last:
+                continue
+            interval = int((now - self._read_at[probe.probe.name]) * 1e6)
+            self._read_at[probe.probe.name] = now
             for stream, aggregate in probe.aggregates:
                 keys, values = aggregate.read()
                 aggregate.reclaim(RECLAIM_READS)

@@ -62,8 +62,8 @@ def memory(view: View) -> list[Finding]:
         share = view.beside(worst, "cgroup.memory_share", cgroup)
         waits = view.beside(worst, "cgroup.memory_some" if cgroup else "pressure.memory_some", cgroup)
         summary = (
-            f"{cgroup or 'the host'} is short of memory: {_short(worst)}; {refaults.value:.0f} pages/s come back"
-            f" right after reclaim, limit hit {hits.value:.0f} times/s, {share.value:.0f} % of the limit in use"
+            f"{cgroup or 'the host'} is short of memory: {_short(worst)}; {refaults.value:.0f} pages/s come"
+            f" back right after reclaim, its limit is hit {hits.value:.0f} times/s"
         )
         kind, others = "cgroup" if cgroup else "", (refaults, hits, share, waits)
         return [_finding(view, "memory_pressure", worst, summary, kind, cgroup, others=others)]
