@@ -24,8 +24,8 @@ from schemas.filter_expression import Judge
 SHARE = 0.1  # of established connections' traffic
 MEMORY_S, MEMORY_ROWS = 60.0, 20_000
 ENOUGH = 20  # samples of established connections: fewer say nothing
-LOOK_S = 3.0  # how far back losses of an enforced rule are summed
-LOST_FRAMES, LOST_SHARE = 10, 0.01  # so many, and so much of what it drops: it hits connections
+LOOK_S = 5.0  # how far back losses of an enforced rule are summed
+LOST_FRAMES, LOST_SHARE = 3, 0.01  # so many, and so much of what it drops: it hits connections
 
 Events = NDArray[Any]
 
