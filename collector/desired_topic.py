@@ -76,9 +76,8 @@ class DesiredTopic:
         try:
             if self._consumer is None:
                 group = f"bpfleet-desired-{self._config.host}"
-                self._consumer = Consumer(
-                    {**kafka_options(self._config.kafka), **CONSUMER, "group.id": group}
-                )
+                self._options = {**kafka_options(self._config.kafka), **CONSUMER, "group.id": group}
+                self._consumer = Consumer(self._options)
             listed = self._consumer.list_topics(topics.DESIRED, timeout=ANSWER_S).topics[topics.DESIRED]
             if listed.error is not None:
                 make_topics(self._config, {topics.DESIRED: COMPACTED})
@@ -87,7 +86,7 @@ class DesiredTopic:
             place.offset, self._end = self._consumer.get_watermark_offsets(place, timeout=ANSWER_S)
             self._consumer.assign([place])
         except KafkaException as error:
-            self._complain(str(topics.unreachable(kafka_options(self._config.kafka), error)))
+            self._complain(str(topics.unreachable(self._options, error, self._consumer)))
             return False
         except BpfleetError as error:
             self._complain(str(error))

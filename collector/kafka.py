@@ -56,7 +56,7 @@ def look_up(config: Config, host: str, losses: list[Loss]) -> list[Found]:
                 starts[place] = min(offset, starts.get(place, offset))
         return _find(consumer, host, losses, starts)
     except KafkaException as error:
-        raise topics.unreachable(options, error) from None
+        raise topics.unreachable(options, error, consumer) from None
     finally:
         consumer.close()
 

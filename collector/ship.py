@@ -27,6 +27,7 @@ from schemas.columns import Column, Dictionary
 from schemas.config import Config, kafka_options
 from schemas.declare import Stream
 from schemas.errors import BpfleetError
+from schemas.refusal import ADVICE
 
 log = logging.getLogger("bpfleet.collector")
 WINDOW_BYTES = 4 << 20
@@ -74,6 +75,7 @@ class Shipper:
         self._token = 0
         self._producer: Any = None
         self._fatal = ""
+        self._refused_by = 0  # the code of the last refusal told
         self._disk_full = False
         self._handed: dict[tuple[str, bytes], int] = {}  # (stream, boot) → the number to come
         spool.on_shed = self._on_shed
@@ -261,8 +263,9 @@ class Shipper:
             self._fatal = error.str()
             log.warning("the Kafka producer failed for good (%s); a new one takes over", self._fatal)
             self._producer.purge()
-        elif error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
-            log.warning("Kafka: %s; check kafka.options and kafka.password_file", error.str())
+        elif (code := error.code()) in ADVICE and code != self._refused_by:
+            self._refused_by = code  # once, not with each attempt
+            log.warning("Kafka refuses us: %s; %s", error.str(), ADVICE[code])
 
     def _renew(self) -> None:
         """A fresh producer: the failed one has given back everything it held."""

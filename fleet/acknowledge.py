@@ -94,8 +94,9 @@ class Watch:
                 places.append(place)
             self._consumer.assign(places)
         except KafkaException as error:
+            refused = topics.unreachable(self._options, error, self._consumer)
             self._consumer.close()
-            raise topics.unreachable(self._options, error) from None
+            raise refused from None
 
     def poll(self, seconds: float) -> list[Answer]:
         """Answers that have come; waits that long at most for the first."""

@@ -71,8 +71,8 @@ class Board:
         """
         from confluent_kafka import KafkaException, TopicPartition
 
+        consumer = self._open()
         try:
-            consumer = self._open()
             place = TopicPartition(topics.DESIRED, 0)
             if not self._exists(consumer, topics.DESIRED):
                 return self.documents
@@ -84,7 +84,7 @@ class Board:
             self._read_to(consumer, high)
             consumer.unassign()
         except KafkaException as error:
-            raise topics.unreachable(self._options, error) from None
+            raise topics.unreachable(self._options, error, consumer) from None
         return self.documents
 
     def _read_to(self, consumer: Any, high: int) -> None:

@@ -69,7 +69,7 @@ def _kafka(config: Config, seen: dict[str, Any]) -> str:
             if high > low:
                 seen["lag"].append({"topic": place.topic, "partition": place.partition, "lag": behind})
     except KafkaException as error:
-        raise unreachable(options, error) from None
+        raise unreachable(options, error, consumer) from None
     finally:
         consumer.close()
     behind = sum(each["lag"] for each in seen["lag"])

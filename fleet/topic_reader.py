@@ -32,7 +32,7 @@ def read(
         consumer.assign(places)
         yield from _values(consumer, ends)
     except KafkaException as error:
-        raise unreachable(options, error) from None
+        raise unreachable(options, error, consumer) from None
     finally:
         consumer.close()
 

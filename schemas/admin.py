@@ -34,26 +34,25 @@ def prepare(config: Config, streams: Iterable[Stream], others: Wanted | None = N
         "compression.type": "zstd",
     }
     wanted = {topics.topic(each.name): (config.kafka.partitions, settings) for each in streams}
+    make_topics(config, {**wanted, topics.SCHEMAS: COMPACTED, **(others or {})})
+    options = kafka_options(config.kafka)
     try:
-        make_topics(config, {**wanted, topics.SCHEMAS: COMPACTED, **(others or {})})
-        publish(kafka_options(config.kafka), streams)
+        publish(options, streams)
     except KafkaException as error:
-        raise topics.unreachable(kafka_options(config.kafka), error) from None
+        raise topics.unreachable(options, error) from None
 
 
 def make_topics(config: Config, wanted: Wanted) -> None:
-    """Make those that are missing. Raises KafkaException, and :class:`BpfleetError` for a refusal."""
+    """Make those that are missing. Raises :class:`BpfleetError`."""
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-    heard: list[Any] = []
-    options: dict[str, Any] = {**kafka_options(config.kafka), **QUIET, "error_cb": heard.append}
+    options = {**kafka_options(config.kafka), **QUIET}
     admin = AdminClient(options)
     try:
         there = admin.list_topics(timeout=PATIENCE).topics
-    except KafkaException:
-        _refuse(config.kafka.servers, heard)
-        raise
+    except KafkaException as error:
+        raise topics.unreachable(options, error, admin) from None
     missing = [
         NewTopic(name, partitions, config.kafka.replication, config=dict(settings))
         for name, (partitions, settings) in wanted.items()
@@ -63,17 +62,6 @@ def make_topics(config: Config, wanted: Wanted) -> None:
         return
     for name, future in admin.create_topics(missing, operation_timeout=PATIENCE).items():
         _created(name, future)
-
-
-def _refuse(servers: str, heard: Iterable[Any]) -> None:
-    """Raises :class:`BpfleetError` if a broker answered, and does not want us."""
-    from confluent_kafka import KafkaError
-
-    for error in heard:
-        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
-            raise BpfleetError(
-                f"Kafka at {servers} refuses us: {error.str()}; check kafka.options and kafka.password_file"
-            )
 
 
 def _created(name: str, future: Any) -> None:

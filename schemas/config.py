@@ -16,6 +16,7 @@ import yaml
 from msgspec import Meta, Struct, field
 
 from schemas.errors import UsageError
+from schemas.refusal import Heard
 
 DEFAULT_FILE = Path("/etc/bpfleet/bpfleet.yaml")
 
@@ -118,6 +119,14 @@ class Collector(Struct, forbid_unknown_fields=True):
         int, Meta(description="waits a second and CPU whose stacks are taken; the others are estimated", ge=1)
     ] = 100
     profile_ms: Annotated[int, Meta(description="how often profiles are shipped", ge=100)] = 5_000
+    budget_percent: Annotated[
+        float,
+        Meta(
+            description="of this host's CPUs that programs and collector may take; past it probes are slowed",
+            gt=0,
+            le=100,
+        ),
+    ] = 1.0
     labels: Annotated[dict[str, str], Meta(description="of this host, for scopes and dashboards")] = {}
     trusted_keys: Annotated[
         list[str],
@@ -312,7 +321,8 @@ def secret(path: str) -> str:
 def kafka_options(config: Kafka) -> dict[str, Any]:
     """What librdkafka needs to reach the cluster; callers add their own side's options."""
     # Our own lines say what is wrong; librdkafka's, one for each attempt, only when it is about to give up.
-    options: dict[str, Any] = {"bootstrap.servers": config.servers, "log_level": 2, **config.options}
+    options: dict[str, Any] = {"bootstrap.servers": config.servers, "log_level": 2, "error_cb": Heard()}
+    options |= config.options
     if config.password_file:
         options["sasl.password"] = secret(config.password_file)
     return options

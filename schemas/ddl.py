@@ -12,8 +12,8 @@ from schemas.errors import UsageError
 
 # Inserts of one (topic, partition, range, day) carry the same token; the store remembers this many.
 DEDUPLICATION_WINDOW = 100_000
-# Uncompressed bytes from which a part has files for each column. An insert stays below: sixty files a part, soon
-# merged and deleted, cost ext4 more CPU than writing their content (it steps over inodes deleted lately).
+# Uncompressed bytes from which a part has files for each column. An insert stays below: sixty files a part,
+# soon merged and deleted, cost ext4 more CPU than writing them (it steps over inodes deleted lately).
 WIDE_PART = 48 << 20
 ENVELOPE = {
     "host": ("LowCardinality(String)", "ZSTD(1)"),

@@ -10,6 +10,7 @@ from schemas import declare, wire
 from schemas.columns import InvalidBatch
 from schemas.declare import Stream
 from schemas.errors import BpfleetError
+from schemas.refusal import refusal
 
 SCHEMAS = "bpfleet.schemas.v1"
 DEAD = "bpfleet.dead.v1"
@@ -103,14 +104,21 @@ def read_catalog(options: dict[str, Any], seconds: float = 10.0) -> Catalog:
             if (message.offset() or 0) + 1 >= ends.get(number or 0, 0):
                 ends.pop(number or 0, None)
     except KafkaException as error:
-        raise unreachable(options, error) from None
+        raise unreachable(options, error, consumer) from None
     finally:
         consumer.close()
     return catalog
 
 
-def unreachable(options: dict[str, Any], error: Exception) -> BpfleetError:
-    """The one line for a broker that does not answer."""
+def unreachable(options: dict[str, Any], error: Exception, client: Any = None) -> BpfleetError:
+    """The one line for a broker that does not answer, or does not want us.
+
+    ``options`` are those that ``client`` was made with.
+    """
+    fault = error.args[0] if error.args and hasattr(error.args[0], "code") else None
+    refused = refusal(options, fault, client)
+    if refused is not None:
+        return refused
     reason = error.args[0].str() if error.args and hasattr(error.args[0], "str") else str(error)
     return BpfleetError(
         f"cannot reach Kafka at {options['bootstrap.servers']}: {reason}; "

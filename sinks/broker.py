@@ -11,30 +11,24 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.config import Config, kafka_options
 from schemas.errors import BpfleetError
+from schemas.refusal import refusal
 from sinks import intent
 from sinks.intent import Intent
 
 log = logging.getLogger("bpfleet.sink")
 ANSWER_SECONDS = 10.0
-# Waiting does not mend these.
-FATAL = {
-    KafkaError._AUTHENTICATION: "check kafka.options (sasl.username, sasl.mechanism) and kafka.password_file",
-    KafkaError._SSL: "check kafka.options (security.protocol, ssl.ca.location)",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "allow this user to read bpfleet's topics",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "allow this user to use the group sink.group",
-}
 
 
 def refuse_fatal(error: KafkaError, servers: str) -> None:
     """Raises :class:`BpfleetError` for an error that no retry will mend."""
-    if error.code() in FATAL:
-        raise BpfleetError(f"Kafka at {servers} refuses us: {error.str()}; {FATAL[error.code()]}")
+    refused = refusal({"bootstrap.servers": servers}, error)
+    if refused is not None:
+        raise refused
 
 
 def wait_for_kafka(config: Config, stop: threading.Event) -> AdminClient | None:
     """An admin client once a broker answers; None when stopped before. Raises on wrong credentials."""
-    heard: list[KafkaError] = []
-    options = {**kafka_options(config.kafka), "error_cb": heard.append, "log_level": 0}
+    options = {**kafka_options(config.kafka), "log_level": 0}
     try:
         admin = AdminClient(options)
     except KafkaException as error:
@@ -45,8 +39,9 @@ def wait_for_kafka(config: Config, stop: threading.Event) -> AdminClient | None:
             admin.list_topics(timeout=2)
             return admin
         except KafkaException as error:
-            for each in (*heard, error.args[0]):
-                refuse_fatal(each, config.kafka.servers)
+            refused = refusal(options, error.args[0], admin)
+            if refused is not None:
+                raise refused from None
         if not said:
             log.warning("waiting for Kafka at %s; start it with `bpfleet kafka`", config.kafka.servers)
             said = True

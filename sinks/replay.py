@@ -57,7 +57,7 @@ class Replay:
         self._writer = Writer(self._config.clickhouse)
         self._tables = SchemaTables(self._config, self._writer)
         self._judge = Judge(self._tables)
-        options = {**kafka_options(self._config.kafka), "enable.auto.commit": False}
+        self._options = options = {**kafka_options(self._config.kafka), "enable.auto.commit": False}
         self._consumer = Consumer({**options, "group.id": self._config.sink.group, "log_level": 0})
         self._present_topic(topics.SCHEMAS)
         self._tables.start()
@@ -98,7 +98,7 @@ class Replay:
         try:
             listed = self._consumer.list_topics(topic, timeout=ANSWER_SECONDS).topics[topic]
         except KafkaException as error:
-            raise topics.unreachable(kafka_options(self._config.kafka), error) from None
+            raise topics.unreachable(self._options, error, self._consumer) from None
         if listed.error is not None:
             raise UsageError(f"no topic {topic}; nothing was ever sent there")
         return sorted(listed.partitions)
