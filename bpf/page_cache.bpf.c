@@ -6,9 +6,12 @@
 #include "common/near.h"
 #include "common/task.h"
 
+KERNEL_STRUCT(task_struct, pid)
 KERNEL_STRUCT(folio, flags, ?_nr_pages, ?_folio_nr_pages)
 KERNEL_ENUM(pageflags, PG_head)
 NEAR(page_cache)
+
+#define PLACES 16384 /* of threads that read; 512 kB; a power of two */
 
 struct reading {
 	u64 task;
@@ -16,7 +19,7 @@ struct reading {
 	u64 index;
 	u64 last;
 };
-MAP(PERCPU_ARRAY, page_cache_reading, u32, struct reading, 1)
+MAP(ARRAY, page_cache_reading, u32, struct reading, PLACES)
 
 static __always_inline struct page_cache_value *of_current(struct task_struct *task)
 {
@@ -33,8 +36,8 @@ TP_BTF(mm_filemap_get_pages)
 		.index = ARG(mm_filemap_get_pages, index),
 		.last = ARG(mm_filemap_get_pages, last_index),
 	};
-	u32 zero = 0;
-	struct reading *before = bpf_map_lookup_elem(map(page_cache_reading), &zero);
+	u32 place = (u32)task->pid % PLACES;
+	struct reading *before = bpf_map_lookup_elem(map(page_cache_reading), &place);
 	if (!before)
 		return 0;
 	bool goes_on = before->task == now.task && before->mapping == now.mapping && before->last == now.last &&
