@@ -207,8 +207,15 @@ class Map:
 
     def delete_many(self, keys: bytes, count: int) -> None:
         """Remove ``count`` keys; those already gone do not matter."""
-        for at in range(count):
-            self.delete(keys[at * self.key_size : (at + 1) * self.key_size])
+        at = 0
+        while at < count:
+            rest = keys[at * self.key_size :]
+            buffer = ctypes.create_string_buffer(rest, len(rest))
+            try:
+                done, missing = self._batch(Command.MAP_DELETE_BATCH, (0, 0), (buffer, None), count - at)
+            except BpfError:  # a kind of map, or a kernel, without this batch
+                done, missing = int(self.delete(rest[: self.key_size])), False
+            at += max(done + missing, 1)
 
     def pin(self, path: str | Path) -> None:
         """Keep the map in bpffs."""

@@ -133,10 +133,13 @@ def test_limit_per_source(bench: Bench, prefix: int, passed: int) -> None:
 
 def test_limit_lets_its_rate_through(bench: Bench) -> None:
     bench.apply(rule("limited", "udp", action="limit 200 pps per source /32"))
-    begin, passed = time.monotonic(), 0
-    while (took := time.monotonic() - begin) < 1:
+    begin, passed, due, expected = time.monotonic(), 0, 0.0, 0
+    while (now := time.monotonic()) < begin + 1:
+        if max(due, now) - now <= 0.1:  # what the rule means, however often this process is stopped
+            due, expected = max(due, now) + 1 / 200, expected + 1
         passed += bench.send(udp()) == PASS
-    assert 0.9 * 200 * took <= passed <= 1.1 * 200 * took + 22
+    assert abs(passed - expected) <= 0.05 * expected + 5
+    assert expected > 20
 
 
 def test_allow_list_comes_first(bench: Bench) -> None:
@@ -282,7 +285,7 @@ def test_samples_say_what_was_seen(bench: Bench) -> None:
 def test_weights_estimate_the_truth_and_a_flood_costs_no_more(bench: Bench) -> None:
     bench.apply(rule("dns", "udp dst port 53", sample=2000))
     sent = estimate = records = 0
-    end = time.monotonic() + 6
+    end = time.monotonic() + 4
     while time.monotonic() < end:
         for frame, repeat in ((udp(port=53), 40_000), (udp(port=80), 3000)):
             bench.send(frame, repeat)
@@ -292,8 +295,8 @@ def test_weights_estimate_the_truth_and_a_flood_costs_no_more(bench: Bench) -> N
         estimate += int(dropped["weight"].sum())
         records += len(dropped)
     assert bench.count("dns", "drop") == sent
-    assert records < 2000 * 6 * 1.5
-    assert abs(estimate / sent - 1) < 4 / records**0.5 + 0.005, (estimate, sent, records)
+    assert 2000 < records < 2000 * 4 * 1.5  # a minute of an ordinary rule has 12,000
+    assert abs(estimate / sent - 1) < 0.02, (estimate, sent, records)
 
 
 def test_heavy_hitters_name_who_sends_most(bench: Bench) -> None:

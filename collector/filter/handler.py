@@ -285,7 +285,8 @@ class Filters(Companion):
             self._again()
 
     def _tops(self) -> None:
-        assert self._seeing is not None
+        assert self._seeing is not None and self._host is not None
+        self._host.tables.tidy()
         for row in self._seeing.tops(int(TOP_S * 1e6)):
             self.put("filter_top", row)
 

@@ -23,6 +23,7 @@ class AddressTables:
     region: tuple[int, int] = (0, 0)  # spans in force
     replaced: float = 0.0
     prefixes6: dict[bytes, int] | None = None  # in force; None: nobody knows
+    tidied: bool = False  # the other generation is empty
 
     def place(self, count: int) -> int | None:
         """Where ``count`` spans fit beside those in force; None: nowhere, the map is too small."""
@@ -57,12 +58,8 @@ class AddressTables:
     def _write_ipv6(self, tables: Tables, generation: int) -> None:
         """All prefixes under a generation that no packet asks for yet."""
         trie, hints = self.maps["filter_prefixes6"], self.maps["filter_hints6"]
+        self.tidy()
         fresh = [_key6(key, generation) for key in tables.prefixes6]
-        there, _, count = trie.read()
-        size, wanted = trie.key_size, set(fresh)
-        for key in (bytes(there[at * size : (at + 1) * size]) for at in range(count)):
-            if key[4] == generation and key not in wanted:
-                trie.delete(key)
         masks = np.array([*tables.prefixes6.values()], "<u4").tobytes()
         trie.update_many(b"".join(fresh), masks, len(fresh))
         numbers = np.arange(len(tables.hints6), dtype="<u4") + (generation << 10)
@@ -70,6 +67,18 @@ class AddressTables:
             numbers.astype("<u4").tobytes(), tables.hints6.astype("<u8").tobytes(), len(numbers)
         )
         self.prefixes6 = tables.prefixes6
+
+    def tidy(self) -> None:
+        """Remove the prefixes of the generation that no packet asks for; takes time, and may wait."""
+        if self.tidied:
+            return
+        time.sleep(max(0.0, self.replaced + GRACE_S - time.monotonic()))
+        trie, unused = self.maps["filter_prefixes6"], 1 - self.config().generation
+        there, _, count = trie.read()
+        keys = np.frombuffer(there, np.uint8).reshape(count, trie.key_size)
+        stale = keys[keys[:, 4] == unused]
+        trie.delete_many(stale.tobytes(), len(stale))
+        self.tidied = True
 
     def config(self) -> Config:
         """What is in force."""
@@ -79,6 +88,8 @@ class AddressTables:
 
     def put(self, config: Config) -> None:
         """Put tables in force, and the rest of the configuration with them."""
+        if config.generation != self.config().generation:
+            self.tidied = False
         self.maps["filter_config"].update(bytes(4), config.pack())
         self.replaced = time.monotonic()
 
