@@ -99,7 +99,8 @@ class Agent:
         if stacks:
             self.profiler = stacks
             self.companions.append(stacks)
-        privileges.drop(privileges.kept_for(self.config.collector.kinds, symbols=stacks is not None))
+        kinds = self.config.collector.kinds
+        privileges.drop(privileges.kept_for(kinds, symbols=stacks is not None or "probe" in kinds))
         if self.config.collector.metrics_port:
             self._endpoint = metrics.Endpoint(self.config.collector.metrics_port)
         self.health = Health(self.attached, self.output.streams, self.output.spooled, self.costs)

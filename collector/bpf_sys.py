@@ -16,7 +16,7 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -57,6 +57,7 @@ class AttachType(IntEnum):
     PERF_EVENT = 41
     TCX_INGRESS = 46
     TCX_EGRESS = 47
+    TRACE_UPROBE_MULTI = 48
 
 
 class Command(IntEnum):
@@ -231,6 +232,20 @@ def link_create(prog_fd: int, target: int, attach: AttachType, flags: int = 0, c
     """A link of a program to ``target`` (interface index or perf event descriptor)."""
     attributes = pack("IIIIQ", prog_fd, target, int(attach), flags, cookie)
     return system_call(Command.LINK_CREATE, attributes, f"cannot attach by {attach.name}")
+
+
+def uprobe_multi_link(
+    prog_fd: int, file: str, offsets: Sequence[int], *, cookies: Sequence[int], pid: int, returns: bool
+) -> int:
+    """A link of a program to many functions of one file, in one process; its cookie tells which is meant."""
+    path = ctypes.create_string_buffer(os.fsencode(file))
+    places = ctypes.create_string_buffer(struct.pack(f"={len(offsets)}Q", *offsets))
+    marks = ctypes.create_string_buffer(struct.pack(f"={len(offsets)}Q", *cookies))
+    attributes = pack(
+        "IIIIQQQQIII", prog_fd, 0, int(AttachType.TRACE_UPROBE_MULTI), 0, ctypes.addressof(path),
+        ctypes.addressof(places), 0, ctypes.addressof(marks), len(offsets), int(returns), pid,
+    )  # fmt: skip
+    return system_call(Command.LINK_CREATE, attributes, f"cannot probe {file}")
 
 
 def link_update(link_fd: int, prog_fd: int, expected_fd: int | None = None) -> None:

@@ -29,6 +29,7 @@ KINDS = {
     "tracepoint": ProgType.TRACEPOINT,
     "perf_event": ProgType.PERF_EVENT,
     "uprobe": ProgType.KPROBE,
+    "uprobe_multi": ProgType.KPROBE,
     "xdp": ProgType.XDP,
     "tc": ProgType.SCHED_CLS,
 }
@@ -114,7 +115,8 @@ def load_program(hook: source.Hook, code: bytes, btf: Btf) -> int:
             ProgType.TRACING, code, name, expected=AttachType.TRACE_RAW_TP,
             btf_id=btf.tracepoint_id(hook.target),
         )  # fmt: skip
-    return bpf_sys.prog_load(KINDS[hook.kind], code, name)
+    expected = AttachType.TRACE_UPROBE_MULTI if hook.kind == "uprobe_multi" else 0
+    return bpf_sys.prog_load(KINDS[hook.kind], code, name, expected=expected)
 
 
 def attach(hook: source.Hook, fd: int) -> int | None:

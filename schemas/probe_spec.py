@@ -218,6 +218,8 @@ def _check_points(checked: Checked) -> None:
         raise UsageError(f"`{at}` is where something ends; it cannot be the beginning")
     if at.kind == "heap" and (spec.where or {each.name for each in checked.keys} - {"ustack", "comm", "pid"}):
         raise UsageError("outstanding takes no condition, and only ustack, comm and pid as keys")
+    if at.kind == "heap" and not (spec.pid or spec.cgroup):
+        raise UsageError("a heap watches processes: say which, by pid or cgroup")
     if spec.source and at.kind == "heap":
         raise UsageError("heap points have a program of their own; leave `source` out")
 

@@ -5,6 +5,7 @@
  *   TP_BTF(sched_switch) { ... ctx ... }      a program on a raw tracepoint, arguments checked against BTF
  *   RAW_TP(name) TRACEPOINT(category, name)   the same without BTF; the classic tracepoint
  *   XDP(name) TC(name) PERF_EVENT(name) UPROBE(name)    attached by whoever loads it
+ *   UPROBE_MULTI(name)                        for many functions at once, Linux 6.6
  *   MAP(HASH, name, key, value, entries)      a map; map(name) is its address in calls of helpers
  *   NEAR(stream) NEAR_SIZED(stream, places)   see near.h
  *   GAP(name)                                 see gap.h
@@ -28,6 +29,7 @@
 #define TRACEPOINT(category, name) PROGRAM(tracepoint__##category##__##name, void)
 #define PERF_EVENT(name) PROGRAM(perf_event__##name, void)
 #define UPROBE(name) PROGRAM(uprobe__##name, struct pt_regs)
+#define UPROBE_MULTI(name) PROGRAM(uprobe_multi__##name, struct pt_regs)
 #define XDP(name) PROGRAM(xdp__##name, struct xdp_md)
 #define TC(name) PROGRAM(tc__##name, struct __sk_buff)
 

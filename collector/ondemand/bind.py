@@ -9,13 +9,14 @@ from collector.loader import Program
 from collector.ondemand import attach, usdt
 from collector.ondemand.binary import find
 from collector.ondemand.elf import Elf
+from collector.ondemand.instruction import STEPPED_NS
 from schemas.errors import BpfleetError, UsageError
 from schemas.probe_place import Bound, FunctionPlace, Place, TracepointPlace, bind_simple, read_format
 from schemas.probe_point import HARDWARE, SOFTWARE, Point
 from schemas.probe_spec import Checked
 
 # What leads to a program and is not in its run time: measured on a virtual machine, decision 0081.
-TRAP_NS, RETURN_TRAP_NS = 1300, 1500
+TRAP_NS, RETURN_TRAP_NS = 1000, 1500
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,6 @@ def _samples(point: Point, prog_fd: int) -> list[int]:
 
 
 def _function(point: Point, label: str, returns: bool, pids: list[int], pid: int) -> Hooking:
-    trap = RETURN_TRAP_NS if returns else TRAP_NS
     if not point.is_user:
         name = point.parts[0]
         attach.kernel_check()
@@ -114,7 +114,11 @@ def _function(point: Point, label: str, returns: bool, pids: list[int], pid: int
 
         return Hooking(label, hook_kernel)
     symbol, _, plus = point.parts[1].partition("+")
-    places = [(file, _offset(file, symbol) + int(plus or "0", 0)) for file in find(point.parts[0], pids)]
+    found = [(file, *_offset(file, symbol, int(plus or "0", 0))) for file in find(point.parts[0], pids)]
+    places = [(file, offset) for file, offset, _ in found]
+    trap = RETURN_TRAP_NS if returns else TRAP_NS
+    if not all(is_cheap for _, _, is_cheap in found):
+        trap += STEPPED_NS
 
     def hook(program: Program) -> list[int]:
         return _at_all(places, program.fd, returns=returns, pid=pid)
@@ -122,9 +126,12 @@ def _function(point: Point, label: str, returns: bool, pids: list[int], pid: int
     return Hooking(label, hook, trap)
 
 
-def _offset(file: Path, symbol: str) -> int:
+def _offset(file: Path, symbol: str, plus: int) -> tuple[int, bool]:
+    """Where to put the trap, and whether it is a cheap one."""
     with Elf(file) as elf:
-        return elf.function(symbol)
+        if plus:
+            return elf.function(symbol) + plus, False
+        return elf.entry(symbol)
 
 
 def _at_all(

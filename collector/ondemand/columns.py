@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from collector.clock import Clock
 from collector.decode import Decoders
 from collector.intern import Numbers
 from collector.ksym import Symbols
+from collector.ondemand.heap_estimate import Estimate
 from collector.syscalls import names as syscall_names
 from schemas.columns import Column, Dictionary
 from schemas.declare import Stream
@@ -25,6 +27,14 @@ MERGED = {"kstack": "kernel_stack", "ustack": "user_stack"}
 def same(text: str, rows: int) -> Dictionary:
     """One string in every row."""
     return Dictionary([text], np.zeros(rows, np.uint32))
+
+
+def process_name(pid: int) -> str:
+    """The name of a process's first thread; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
 
 
 def bounds(checked: Checked, buckets: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -81,6 +91,21 @@ class Columns:
             columns["count"], columns["sum"] = raw["count"].astype(np.int64), raw["sum"].astype(np.int64)
             columns["bucket_from"], columns["bucket_to"] = bounds(checked, raw["bucket"])
         self._keys(columns, checked, keys, raw, decoded)
+        return columns
+
+    def outstanding(
+        self, head: Mapping[str, Any], checked: Checked, pid: int, estimate: Estimate,
+        stacks: NDArray[np.uint64], now_us: int,
+    ) -> dict[str, Column]:  # fmt: skip
+        """Columns of what one process has allocated and not given back."""
+        rows = len(estimate.stack)
+        columns = self._empty(rows)
+        columns |= {name: same(str(head[name]), rows) for name in ("probe", "value")}
+        columns["revision"] = np.full(rows, head["revision"], np.int64)
+        columns |= {"interval_us": np.zeros(rows, np.int64), "names": same("", rows)}
+        columns |= {"ts": np.full(rows, now_us, np.int64), "pid": np.full(rows, pid, np.int64)}
+        columns |= {"comm": same(process_name(pid), rows), "user_stack": stacks.astype(np.int64)}
+        columns |= {"count": estimate.count, "sum": estimate.bytes, "error": estimate.error}
         return columns
 
     def _keys(

@@ -17,12 +17,13 @@ from collector.cgroup import Cgroups
 from collector.companion import Companion
 from collector.desired_worker import APPLIED, Outcome
 from collector.ondemand import bind as binding
+from collector.ondemand import heap
 from collector.ondemand.budget import Budget
 from collector.ondemand.columns import Columns
 from collector.ondemand.homes import Homes
+from collector.ondemand.naming import Naming
 from collector.ondemand.running import Running
 from schemas import c_header, probe_c
-from schemas.declare import Probe
 from schemas.desired import Document, now_us
 from schemas.errors import BpfleetError, UsageError
 from schemas.probe_spec import PROBE, Checked, check
@@ -41,7 +42,7 @@ class Item:
 
     document: Document
     checked: Checked
-    running: Running
+    running: Running | heap.Heap
     budget: Budget
     columns: Columns
     attached_at: float = field(default_factory=time.monotonic)
@@ -71,6 +72,7 @@ class Probes(Companion):
         self._stopping = False
         self._cgroups = Cgroups()
         self._homes = Homes()
+        self._naming = Naming(lambda columns: self.put_columns("stack", columns))
         self._thread = threading.Thread(target=self._run, name="probes", daemon=True)
 
     # ── Desired state ────────────────────────────────────────────────────────────────────────────
@@ -116,7 +118,8 @@ class Probes(Companion):
     def _begin(self, document: Document) -> None:
         begun = time.monotonic()
         checked = check(document.spec)
-        running = self._make(checked)
+        share = min(checked.spec.max_cpu, self._settings.probe_max_cpu)
+        running = self._make(checked, share)
         compiled = time.monotonic()
         try:
             if checked.spec.cgroup:
@@ -125,8 +128,13 @@ class Probes(Companion):
         except BpfleetError:
             running.close()
             raise
-        share = min(checked.spec.max_cpu, self._settings.probe_max_cpu)
-        item = Item(document, checked, running, Budget(share, os.cpu_count() or 1), Columns(self._cgroups))
+        item = Item(
+            document,
+            checked,
+            running,
+            Budget(share * running.leeway, os.cpu_count() or 1),
+            Columns(self._cgroups),
+        )
         done = time.monotonic()
         with self._wake:
             self._items[document.id] = item
@@ -138,21 +146,24 @@ class Probes(Companion):
         }
         self._event(item.head, "attached", "", item, times)
 
-    def _make(self, checked: Checked) -> Running:
+    def _make(self, checked: Checked, share: float) -> Running | heap.Heap:
         """Generate, compile and load. Raises :class:`UsageError` for what no retry would mend."""
         pids = self._homes.pids(checked.spec.cgroup) if checked.at.is_user and checked.spec.cgroup else []
+        if checked.at.kind == "heap":
+            pids = heap.processes(checked, pids)
+            return heap.Heap(checked, heap.load(checked), pids, share, self._naming)
         bound = binding.bind(checked, pids)
         generated = probe_c.generate(checked, bound.bound)
-        share = max(1, checked.spec.rate // (os.cpu_count() or 1))
+        rate = max(1, checked.spec.rate // (os.cpu_count() or 1))
         size = RING_BYTES if checked.value == "event" else KEYS
         source = loader.Source(
-            "probe", text=generated.text, header=_header(generated.declaration), attach=False,
-            sizes={probe_c.STREAM: size}, settings={"sample": checked.spec.sample, "rate": share},
+            "probe", text=generated.text, header=c_header.generate(generated.declaration), attach=False,
+            sizes={probe_c.STREAM: size}, settings={"sample": checked.spec.sample, "rate": rate},
         )  # fmt: skip
         result = loader.load([source])
         if "probe" in result.failed:
             raise UsageError(f"this kernel does not take it: {result.failed['probe']}")
-        return Running(checked, generated, result.loaded["probe"], bound.hooks)
+        return Running(checked, generated, result.loaded["probe"], bound.hooks, self._naming)
 
     # ── For the overhead budget of the host ──────────────────────────────────────────────────────
 
@@ -202,6 +213,7 @@ class Probes(Companion):
         with self._lock:
             for item in list(self._items.values()):
                 self._end(item, ("stopped", "the collector stops"))
+            self._naming.close()
 
     def _run(self) -> None:
         while True:
@@ -226,14 +238,10 @@ class Probes(Companion):
         return TICK_S if eager else EVENTS_S
 
     def _look(self, item: Item, now: float) -> None:
-        events = item.running.events()
-        if events is not None:
-            self._ship(item, events, 0)
-        if now >= item.due or not item.told:
+        due = now >= item.due or not item.told
+        self._ship(item, due)
+        if due:
             item.due = now + READ_S
-            gains = item.running.gains()
-            if gains is not None:
-                self._ship(item, *gains)
             if item.checked.spec.cgroup:
                 item.running.set_homes(self._homes.ids(item.checked.spec.cgroup))
         verdict = item.budget.judge(item.running.cost(), now)
@@ -246,13 +254,10 @@ class Probes(Companion):
     def _fail(self, item: Item, error: Exception) -> None:
         self.detach(item.document.id, f"a fault of the collector: {type(error).__name__}: {error}")
 
-    def _ship(self, item: Item, parts: tuple[Any, ...], interval_us: int) -> None:
-        running = item.running
-        made = item.columns.make(
-            item.head, item.checked, running.generated.columns, running.stream, parts, now_us(), interval_us
-        )
-        self.put_columns("probe_result", made)
-        item.told = True
+    def _ship(self, item: Item, due: bool) -> None:
+        for made in item.running.results(item.columns, item.head, due):
+            self.put_columns("probe_result", made)
+            item.told = True
 
     def _end(self, item: Item, ending: tuple[str, str]) -> None:
         """Detach, ship what is left, say so."""
@@ -260,10 +265,7 @@ class Probes(Companion):
         self._agent.costs.pop(f"probe {item.document.id}", None)
         item.running.detach()
         if not item.reason.startswith("detached: a fault"):
-            if (events := item.running.events()) is not None:
-                self._ship(item, events, 0)
-            if (gains := item.running.gains()) is not None:
-                self._ship(item, *gains)
+            self._ship(item, True)
         self._event(item.head, *ending, item)
         item.running.close()
 
@@ -285,10 +287,6 @@ class Probes(Companion):
                 "runs": item.running.cost().runs, "lost": item.running.lost(),
             }  # fmt: skip
         self.put("probe_event", row)
-
-
-def _header(declaration: Probe) -> str:
-    return c_header.generate(declaration)
 
 
 def handler(agent: "Agent") -> Probes:

@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 
+from collector.ondemand.instruction import cheap
 from schemas.errors import BpfleetError
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -118,6 +119,12 @@ class Elf:
             if chosen:
                 raise BpfleetError(f"{name} of {self.file.name} is chosen at run time; probe what calls it")
         raise BpfleetError(f"{self.file} has no function {name}; `nm -D {self.file}` lists what it has")
+
+    def entry(self, name: str) -> tuple[int, bool]:
+        """(where to probe a function's entry at least cost, whether that is cheap)."""
+        offset = self.function(name)
+        shift, is_cheap = cheap(self._map[offset : offset + 32])
+        return offset + shift, is_cheap
 
     def _places(self, section: _Section, name: str) -> list[int]:
         """Offsets of a name in the section's strings; it may be the tail of a longer one."""

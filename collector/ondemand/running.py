@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 from collector import bpf_sys
 from collector.aggregate import Aggregate
 from collector.bpf_map import possible_cpus
+from collector.clock import now_us
 from collector.loader import Loaded
 from collector.ondemand.bind import Hooking
+from collector.ondemand.columns import Columns
+from collector.ondemand.naming import Naming, StackNames
 from collector.ring import Ring
+from collector.stacks import stack_fields
 from schemas import c_header, dtype
+from schemas.columns import Column
 from schemas.probe_c import STREAM, Generated
 from schemas.probe_spec import Checked
 
 DETACH_S = 0.005  # programs that run at that moment come to their end
 RECLAIM_READS = 60
 HOME = (1).to_bytes(8, "little")
-STACK = np.dtype([("number", "<u8"), ("pid", "<u4"), ("frames", "<u4"), ("addresses", "<u8", (127,))])
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ class Cost:
 class Running:
     """Owns what it was given; :meth:`close` gives it back."""
 
+    leeway = 1.0  # its budget is this many times what it was given
+
     def __init__(self, checked: Checked, generated: Generated, loaded: Loaded,
-                 hooks: tuple[Hooking, ...]) -> None:  # fmt: skip
+                 hooks: tuple[Hooking, ...], naming: Naming) -> None:  # fmt: skip
         self.checked, self.generated, self._loaded, self._hooks = checked, generated, loaded, hooks
         (self.stream,) = generated.declaration.streams
         self.sample = checked.spec.sample
@@ -59,7 +65,7 @@ class Running:
             self._ring = Ring(loaded.maps[STREAM], dtype.event(self.stream))
         else:
             self._aggregate = Aggregate(loaded.maps[STREAM], self.stream)
-        self.stacks = Ring(loaded.maps["stacks"], STACK) if "stacks" in loaded.maps else None
+        self.stacks = StackNames(loaded.maps, naming) if "stacks" in loaded.maps else None
         self.read_at = time.monotonic()
 
     def attach(self) -> None:
@@ -99,23 +105,38 @@ class Running:
         for number in known - ids:
             homes.delete(number.to_bytes(8, "little"))
 
-    def events(self) -> tuple[NDArray[Any], ...] | None:
-        """Events since the last call; None for an aggregate or without any."""
-        if self._ring is None:
-            return None
-        found = self._ring.read(20_000)
-        return (found,) if len(found) else None
+    def results(self, columns: Columns, head: Mapping[str, Any], due: bool) -> list[dict[str, Column]]:
+        """What came since the last call, as columns of probe_result; aggregates only when ``due``."""
+        found: list[tuple[tuple[NDArray[Any], ...], int]] = []
+        if self._ring is not None and len(events := self._ring.read(20_000)):
+            found.append(((events,), 0))
+        if self._aggregate is not None and due and (gains := self._gains()) is not None:
+            found.append(gains)
+        made = []
+        for parts, interval in found:
+            self._name_stacks(parts)
+            made.append(
+                columns.make(
+                    head, self.checked, self.generated.columns, self.stream, parts, now_us(), interval
+                )
+            )
+        return made
 
-    def gains(self) -> tuple[tuple[NDArray[Any], ...], int] | None:
-        """((keys, values), µs) that were gained since the last time there were some; None without any."""
-        if self._aggregate is None:
-            return None
+    def _gains(self) -> tuple[tuple[NDArray[Any], ...], int] | None:
+        """((keys, values), µs) that were gained since the last time; None without any."""
+        assert self._aggregate is not None
         parts = self._aggregate.read()
         self._aggregate.reclaim(RECLAIM_READS)
         now = time.monotonic()
         interval = int((now - self.read_at) * 1e6)
         self.read_at = now
         return (parts, interval) if len(parts[0]) else None
+
+    def _name_stacks(self, parts: tuple[NDArray[Any], ...]) -> None:
+        """Put names in the place of the kernel's numbers of stacks."""
+        for name in stack_fields(self.stream) if self.stacks else ():
+            assert self.stacks is not None
+            parts[0][name] = self.stacks.names(parts[0][name])
 
     def cost(self) -> Cost:
         """Since it was loaded; zeros where the kernel keeps no statistics."""
@@ -141,8 +162,8 @@ class Running:
     def close(self) -> None:
         """Detach and give everything back."""
         self.detach()
-        for ring in (self._ring, self.stacks):
-            if ring is not None:
-                ring.close()
+        for each in (self._ring, self.stacks):
+            if each is not None:
+                each.close()
         self._ring = self.stacks = None
         self._loaded.close()
