@@ -4,7 +4,7 @@
 #include "common/near.h"
 #include "common/sock.h"
 
-KERNEL_STRUCT(tcp_sock, srtt_us)
+KERNEL_STRUCT(tcp_sock, srtt_us, inet_conn.icsk_inet.inet_sport)
 KERNEL_STRUCT(sk_buff, len, cb, head, network_header, transport_header)
 KERNEL_STRUCT(tcp_skb_cb, tcp_gso_segs)
 KERNEL_STRUCT(request_sock, __req_common.skc_family, __req_common.skc_daddr, __req_common.skc_v6_daddr)
@@ -83,6 +83,15 @@ static __always_inline int reset(struct tcp_reset_key *key)
 	return 0;
 }
 
+static __always_inline void ends_of(struct tcp_reset_key *key, struct sock *sock)
+{
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sock);
+	key->cgroup = cgroup_of_socket(sock);
+	/* A socket that its owner aborts has given its number back, and keeps the port. */
+	key->local_port = tcp ? from_wire16(tcp->inet_conn.icsk_inet.inet_sport) : sock->__sk_common.skc_num;
+	remote_address(key->remote_address, sock);
+}
+
 /* Whom a segment is from, and to which port. */
 static __always_inline void answer_to(struct tcp_reset_key *key, struct sk_buff *segment)
 {
@@ -112,11 +121,8 @@ TP_BTF(tcp_send_reset)
 #if HAS_ARG(tcp_send_reset, reason)
 	key.reason = ARG(tcp_send_reset, reason);
 #endif
-	if (sock) {
-		key.cgroup = cgroup_of_socket(sock);
-		key.local_port = sock->__sk_common.skc_num;
-		remote_address(key.remote_address, sock);
-	}
+	if (sock)
+		ends_of(&key, sock);
 	if (segment)
 		answer_to(&key, segment);
 	return reset(&key);
@@ -125,9 +131,8 @@ TP_BTF(tcp_send_reset)
 TP_BTF(tcp_receive_reset)
 {
 	struct sock *sock = (void *)ARG(tcp_receive_reset, sk);
-	struct tcp_reset_key key = {.direction = RECEIVED, .cgroup = cgroup_of_socket(sock)};
-	key.local_port = sock->__sk_common.skc_num;
-	remote_address(key.remote_address, sock);
+	struct tcp_reset_key key = {.direction = RECEIVED};
+	ends_of(&key, sock);
 	return reset(&key);
 }
 
