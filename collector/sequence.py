@@ -76,10 +76,15 @@ class Sequences:
         if int(row["next"]) == number + 1:
             row["next"] = number
 
-    def delivered(self, stream: str, number: int, partition: int, offset: int) -> None:
-        """Kafka has this batch, and (order is kept) all before it that were handed over."""
+    def delivered(self, stream: str, number: int, partition: int, offset: int | None) -> None:
+        """Kafka has this batch, and (order is kept) all before it that were handed over.
+
+        ``offset`` None: it was sent twice, as the first answer got lost, and the broker, which took it once,
+        no longer says where. The place of an earlier batch does as well: it is where a search begins.
+        """
         row = self._rows[self._place(stream)]
-        row["partition"], row["offset"] = partition, offset
+        if offset is not None:
+            row["partition"], row["offset"] = partition, offset
         self._settle(stream, max(int(row["settled"]), number + 1))
 
     def declared(self, stream: str, first: int, last: int) -> None:
