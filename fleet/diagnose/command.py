@@ -66,7 +66,7 @@ def diagnose(config: Config, host: str, since: str, as_json: bool, watching: boo
 
 def seconds(text: str) -> float:
     """``90s``, ``5m``, ``1h`` in seconds. Raises :class:`UsageError`."""
-    found = re.fullmatch(r"(\d{1,6})(s|m|min|h)?", text.strip())
+    found = re.fullmatch(r"([0-9]{1,6})(s|m|min|h)?", text.strip())
     window = int(found[1]) * UNITS[found[2] or "s"] if found else 0
     if not 5 <= window <= LONGEST_S:
         raise UsageError(f"--since is a time of 5s to 24h like 30s, 5m or 1h, not `{text}`")
