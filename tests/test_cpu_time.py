@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 from test_probe_runq_latency import HOG
-from workloads import cgroups, python_in
+from workloads import cgroups, favour, python_in
 
 from collector.cpu_time import CpuTime
 from schemas import declare
 from schemas.rows import columns
 
-PINNED = "import os\nos.sched_setaffinity(0, {0})\nos.nice(-20)\n"  # whatever else this host does
+PINNED = "import os\nos.sched_setaffinity(0, {0})\nprint(flush=True)\n"
 
 
 def rows_of(watch: CpuTime) -> dict:
@@ -30,13 +30,18 @@ def set_quota(place: Path, quota_us: int) -> None:
 def test_a_quota_shows_as_throttled_time_and_a_neighbour_does_not():
     with (
         cgroups("bpfleet-test-limited", "cpu") as limited,
-        cgroups("bpfleet-test-one") as one,
-        cgroups("bpfleet-test-two") as two,
+        cgroups("bpfleet-test-one", "cpu") as one,
+        cgroups("bpfleet-test-two", "cpu") as two,
     ):
+        for each in (limited, one, two):
+            favour(each)
         set_quota(limited["cpu"], 20_000)
         watch = CpuTime()
-        list(watch.rows())
         hogs = [python_in(each, PINNED + HOG) for each in (limited, one, two)]
+        for each in hogs:
+            assert each.stdout
+            each.stdout.readline()
+        list(watch.rows())
         time.sleep(3)
         rows = rows_of(watch)
         stat = dict(line.split() for line in (limited["cpu"] / "cpu.stat").read_text().splitlines())

@@ -1,15 +1,12 @@
-"""The trap of struct offsets: a program with another kernel's loads and tells garbage; ours cannot be written so."""
+"""The trap of struct offsets: with another kernel's a program loads and tells garbage."""
 
 import os
-import re
-from pathlib import Path
 
 import pytest
 
 from collector import loader
-from collector.btf import Btf, Kind
+from collector.btf import Btf
 
-BPF = loader.ROOT
 TOLD = """
 #include "common/task.h"
 {structs}
@@ -68,13 +65,3 @@ def test_installed_headers_are_out_of_reach():
         result = loader.load([loader.Source("trap", text=text)])
         result.close()
         assert f"'{header}' file not found" in result.failed["trap"]
-
-
-def test_no_source_of_ours_defines_a_struct_of_the_kernel():
-    """Each kernel struct is asked for by KERNEL_STRUCT; what a source defines itself the kernel does not have."""
-    btf = Btf.read()
-    for file in [*BPF.glob("*.bpf.c"), *BPF.glob("common/*.h")]:
-        for name in re.findall(r"^struct (\w+) \{", Path(file).read_text(), re.MULTILINE):
-            assert btf.find(name, Kind.STRUCT) is None, (
-                f"{file.name} defines struct {name}, which is the kernel's"
-            )

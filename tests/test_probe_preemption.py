@@ -3,11 +3,12 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from probing import PROBES, probing
 from test_probe_runq_latency import HOG
-from workloads import cgroup_id, cgroups, python_in
+from workloads import cgroup_id, cgroups, favour, python_in
 
 BY = next(
     each.argument.split(",")
@@ -15,7 +16,7 @@ BY = next(
     for each in stream.fields
     if (stream.name, each.name) == ("preemption", "by")
 )
-PINNED = "import os\nos.sched_setaffinity(0, {0})\nos.nice(-20)\n"  # whatever else this host does
+PINNED = "import os\nos.sched_setaffinity(0, {0})\nprint(flush=True)\n"
 FAULTS = (
     "import mmap,resource,sys\n"
     "before = resource.getrusage(resource.RUSAGE_SELF)\n"
@@ -44,13 +45,14 @@ def kept(probe, places) -> dict[tuple[str, int], dict[str, int]]:
 
 
 def run_for(seconds: float, *processes) -> int:
-    """Let them run, stop them all; ns that the first waited for a CPU, as schedstat has it."""
+    """Let them run once all have begun, stop them; ns that the first waited for a CPU, by schedstat."""
+    for each in processes:
+        each.stdout.readline()
     time.sleep(seconds)
     for each in processes:
         os.kill(each.pid, signal.SIGSTOP)
     time.sleep(0.1)
-    with open(f"/proc/{processes[0].pid}/schedstat") as schedstat:  # noqa: PTH123
-        waited = int(schedstat.read().split()[1])
+    waited = int(Path(f"/proc/{processes[0].pid}/schedstat").read_text().split()[1])
     for each in processes:
         each.kill()
         each.communicate()
@@ -59,7 +61,12 @@ def run_for(seconds: float, *processes) -> int:
 
 def test_a_neighbour_is_told_by_name(probe):
     """Two cgroups on one core: each waits for the other, and for it by name."""
-    with cgroups("bpfleet-test-victim") as victim, cgroups("bpfleet-test-neighbour") as neighbour:
+    with (
+        cgroups("bpfleet-test-victim", "cpu") as victim,
+        cgroups("bpfleet-test-neighbour", "cpu") as neighbour,
+    ):
+        favour(victim)
+        favour(neighbour)
         probe.rows("preemption")
         waited = run_for(2, *(python_in(each, PINNED + HOG) for each in (victim, neighbour)))
         rows = kept(probe, victim)
@@ -72,7 +79,8 @@ def test_a_neighbour_is_told_by_name(probe):
 
 
 def test_tasks_of_one_cgroup_keep_each_other_waiting(probe):
-    with cgroups("bpfleet-test-same") as places:
+    with cgroups("bpfleet-test-same", "cpu") as places:
+        favour(places)
         probe.rows("preemption")
         waited = run_for(1.5, *(python_in(places, PINNED + HOG) for _ in range(2)))
         rows = kept(probe, places)

@@ -50,6 +50,12 @@ def python_in(places: dict[str, Path], code: str, *arguments: str) -> "subproces
     return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
 
 
+def favour(places: dict[str, Path]) -> None:
+    """Let a cgroup made with ``cpu`` come before whatever else this host does."""
+    v1 = places["cpu"] / "cpu.shares"
+    (v1 if v1.exists() else places["cpu"] / "cpu.weight").write_text("262144" if v1.exists() else "10000")
+
+
 def cgroup_id(places: dict[str, Path]) -> int:
     """What the kernel calls the cgroup of the unified hierarchy."""
     return places[""].stat().st_ino
