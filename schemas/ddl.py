@@ -6,6 +6,7 @@ Codecs are measured (docs/benchmarks.md): time Delta + ZSTD(1), integers T64 + Z
 
 from collections.abc import Iterable, Mapping
 
+from schemas import storage
 from schemas.config import Clickhouse
 from schemas.declare import Field, Stream
 from schemas.errors import UsageError
@@ -89,10 +90,11 @@ def create(stream: Stream, config: Clickhouse) -> list[str]:
     name = f"{quote(config.database)}.{quote(stream.name)}"
     clauses = (
         f"PARTITION BY toDate(ts) ORDER BY ({', '.join(stream.order)}) "
-        f"TTL toDateTime(ts) + INTERVAL {stream.ttl_days} DAY "
-        f"SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, min_bytes_for_wide_part = {WIDE_PART}"
+        f"{storage.life(stream.storage, stream.ttl_days)} SETTINGS index_granularity = 8192, "
+        f"ttl_only_drop_parts = {int(not stream.storage.longer)}, min_bytes_for_wide_part = {WIDE_PART}"
     )
-    body = f"({_define(columns(stream))}, INDEX ts_range ts TYPE minmax GRANULARITY 1)"
+    extras = "".join(f", {kind} {text}" for kind, text in storage.definitions(stream.storage))
+    body = f"({_define(columns(stream))}, INDEX ts_range ts TYPE minmax GRANULARITY 1{extras})"
     window = f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}"
     if not config.cluster:
         return [f"CREATE TABLE IF NOT EXISTS {name} {body} ENGINE = MergeTree {clauses}, {window}"]
@@ -129,6 +131,14 @@ def evolve(stream: Stream, existing: Mapping[str, str], config: Clickhouse) -> l
                 f"or declare a new stream {stream.name}_v2"
             )
     return list(_add_columns(stream, added, config))
+
+
+def extras(stream: Stream, config: Clickhouse) -> Iterable[str]:
+    """Indexes and rollups that a table from before may lack; they hold for parts written from now on."""
+    suffix = "_local" if config.cluster else ""
+    table = f"{quote(config.database)}.{quote(stream.name + suffix)}{_on_cluster(config)}"
+    for kind, text in storage.definitions(stream.storage):
+        yield f"ALTER TABLE {table} ADD {kind} IF NOT EXISTS {text}"
 
 
 def _add_columns(stream: Stream, added: Iterable[Field], config: Clickhouse) -> Iterable[str]:

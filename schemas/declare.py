@@ -6,15 +6,18 @@ dot in their names or in :data:`FIELD_KEYS`; an annotation that is not known her
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from schemas import storage
 from schemas.errors import UsageError
+from schemas.storage import Storage
 
 DIRECTORY = Path(__file__).parent
 RECORD_KEYS = {
     "type", "name", "namespace", "doc", "fields", "c.from", "c.entries", "c.rare", "ch.order", "ch.ttl_days",
+    *storage.KEYS,
 }  # fmt: skip
 FIELD_KEYS = {"name", "type", "doc", "default", "decode", "c.type", "c.key", "c.bound", "ch.type", "ch.codec"}
 INTEGERS = {f"{sign}{bits}": bits // 8 for sign in "us" for bits in (8, 16, 32, 64)}
@@ -103,6 +106,7 @@ class Stream:
     declaration: str  # the record as JSON, annotations included
     entries: int = MAP_ENTRIES  # keys an aggregate has room for
     rare: bool = False  # a host in good health may never have a row of it
+    storage: Storage = field(default_factory=Storage)
 
     @property
     def kernel_fields(self) -> tuple[Field, ...]:
@@ -190,7 +194,7 @@ def _stream(probe: str, record: Any) -> Stream:
     _require("c.entries" not in record or source == "aggregate", f"{name}: c.entries is of aggregates")
     stream = Stream(
         name, probe, cast(Source, source), str(record.get("doc", "")), fields, order, days,
-        json.dumps(record), entries, rare,
+        json.dumps(record), entries, rare, storage.parse(record, set(names)),
     )  # fmt: skip
     _check_source(stream)
     return stream

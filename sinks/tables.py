@@ -139,7 +139,7 @@ def make(stream: Stream, config: Clickhouse, writer: Writer) -> Table:
         for statement in (ddl.database(config), *ddl.create(stream, config)):
             writer.execute(statement)
         existing = writer.columns(stream.name)
-    for statement in ddl.evolve(stream, existing, config):
+    for statement in (*ddl.evolve(stream, existing, config), *ddl.extras(stream, config)):
         writer.execute(statement)
     return Table(stream.name, types, tuple(stream.order))
 

@@ -1,0 +1,86 @@
+"""Filters, rollups and longer lives of a table: what the engine does with them, and what is refused."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+from conftest import StoreProcess
+
+from schemas import ddl, declare
+from schemas.clickhouse import connect
+from schemas.config import Clickhouse
+from schemas.errors import UsageError
+
+DAY = 86_400
+
+
+def record(**more: Any) -> dict[str, Any]:
+    fields = [
+        {"name": "ts", "type": "long", "doc": "when"},
+        {"name": "verdict", "type": "string", "doc": "what"},
+        {"name": "weight", "type": "long", "doc": "how many"},
+        {"name": "length", "type": "long", "doc": "bytes"},
+    ]
+    return {"type": "record", "name": "kept", "doc": "d", "ch.ttl_days": 30, "fields": fields, **more}
+
+
+FULL = record(**{
+    "ch.bloom": ["length"], "ch.ttl_longer": {"verdict": {"drop": 400}},
+    "ch.rollups": [{"by": ["toStartOfMinute(ts)", "verdict"], "sums": ["weight", "length * weight"]}],
+})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"ch.bloom": ["nothing"]}, "no field"),
+        ({"ch.bloom": "length"}, "list of text"),
+        ({"ch.rollups": [{"by": ["ts) FROM system.tables --"]}]}, "no field"),
+        ({"ch.rollups": [{"by": ["verdict"], "sums": ["weight + 1"]}]}, "product of two"),
+        ({"ch.rollups": [{"by": ["verdict"], "having": "1"}]}, "`by` and `sums`"),
+        ({"ch.ttl_longer": {"verdict": {"drop', 1)--": 4}}}, "plain value"),
+        ({"ch.ttl_longer": {"verdict": {"drop": "4"}}}, "a number"),
+        ({"ch.ttl_longer": {"verdict": 4}}, "column"),
+    ],
+)
+def test_what_is_no_declaration_is_refused(wrong: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        declare.parse("kept", record(**wrong))
+
+
+def test_the_engine_keeps_sums_and_lets_rows_go_by_importance(store: StoreProcess) -> None:
+    config = Clickhouse(url=store.url, database=f"kept{time.monotonic_ns()}")
+    client = connect(config, database="")
+    (stream,) = declare.parse("kept", FULL).streams
+    plain = declare.parse("kept", json.loads(json.dumps(record()))).streams[0]
+    try:
+        for statement in (ddl.database(config), *ddl.create(plain, config)):
+            client.command(statement)
+        for statement in (*ddl.extras(stream, config), *ddl.extras(stream, config)):
+            client.command(statement)  # a table from before, twice
+        table = f"{config.database}.kept"
+        client.command(f"DROP TABLE {table} SYNC")
+        (create,) = ddl.create(stream, config)
+        client.command(create)
+        now = int(time.time()) // DAY * DAY
+        for age, verdict, count in ((40, "drop", 5), (40, "pass", 7), (1, "pass", 11), (401, "drop", 13)):
+            client.command(
+                f"INSERT INTO {table} (host, ts, verdict, weight, length) "
+                f"SELECT 'h', toDateTime64({now - age * DAY}, 6) + number, '{verdict}', number + 1, 100 "
+                f"FROM numbers({count})"
+            )
+        client.command(f"OPTIMIZE TABLE {table} FINAL")
+        query = (
+            "SELECT verdict, count(), sum(weight), sum(length * weight) FROM {database:Identifier}.kept "
+            "WHERE toStartOfMinute(ts) >= toDateTime64(1000, 6) GROUP BY verdict ORDER BY verdict"
+        )
+        wanted = [("drop", 5, 15, 1500), ("pass", 11, 66, 6600)]
+        for use in (0, 1):
+            settings = {"optimize_use_projections": use}
+            assert client.query(query, {"database": config.database}, settings=settings).result_rows == wanted
+        explained = client.query(f"EXPLAIN {query}", {"database": config.database}).result_rows
+        assert any("rollup_1" in line for (line,) in explained)
+    finally:
+        client.command(f"DROP DATABASE IF EXISTS {config.database} SYNC")
+        client.close()
