@@ -131,8 +131,11 @@ class _Source:
         if self.checked.spec.cgroup:
             lines.append("u64 home = bpf_get_current_cgroup_id();")
             lines.append("if (!bpf_map_lookup_elem(map(homes), &home))\n\t\treturn 0;")
+        period = self.checked.at.period if self.checked.at.counts_events else 1
         lines.append("u64 weight = setting(sample);")
         lines.append("if (weight > 1 && bpf_get_prandom_u32() % (u32)weight)\n\t\treturn 0;")
+        if period > 1:
+            lines.append(f"weight *= {period};")  # each sample stands for so many
         return "\n\t".join(lines)
 
     def begin(self) -> str:

@@ -71,6 +71,11 @@ class Point:
         return self.kind in PAIRS
 
     @property
+    def counts_events(self) -> bool:
+        """Whether it comes once in so many events, rather than with the clock."""
+        return self.kind in ("software", "hardware") and self.parts[0] not in LEAST_PERIOD
+
+    @property
     def period(self) -> int:
         """Of a perf event: how many events, or nanoseconds, to one sample."""
         return int(self.parts[1]) if len(self.parts) > 1 else LEAST_PERIOD.get(self.parts[0], 1) * 100

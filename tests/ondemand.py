@@ -80,6 +80,7 @@ class Alone:
         self.documents: list[Document] = []
         self.results: list[dict[str, Any]] = []
         self.said: list[dict[str, Any]] = []
+        self.stacks: dict[int, str] = {}
         self.probes.start()
 
     def run(self, name: str, probe: str | dict[str, Any], ttl: float = 60, **more: Any) -> Any:
@@ -110,14 +111,16 @@ class Alone:
 
     def _take(self) -> None:
         self.said += self.probes.rows().get("probe_event", [])
-        for _, columns, _ in self.probes.batches():
+        for stream, columns, _ in self.probes.batches():
             lists = {
                 name: column.strings() if hasattr(column, "strings") else column.tolist()
                 for name, column in columns.items()
             }
-            self.results += [
-                dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)
-            ]
+            rows = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+            if stream == "stack":
+                self.stacks |= {row["stack"]: row["frames"] for row in rows}
+            else:
+                self.results += rows
 
     def close(self) -> None:
         self.probes.apply([])
@@ -142,7 +145,11 @@ def total(rows: list[dict[str, Any]], what: str = "count", **where: Any) -> int:
 def python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run a program of the distribution's Python: few surprises in what it calls."""
     return subprocess.run(
-        ["/usr/bin/python3", "-S", "-E", "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=60
+        ["/usr/bin/python3", "-S", "-E", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
 
 
@@ -163,5 +170,8 @@ def compiled(directory: Path, name: str, source: str, *flags: str) -> Path:
     """A C program."""
     file = directory / f"{name}.c"
     file.write_text(source)
-    subprocess.run(["gcc", "-O1", "-fno-omit-frame-pointer", "-fno-builtin", "-o", directory / name, file, *flags], check=True)
+    subprocess.run(
+        ["gcc", "-O1", "-fno-omit-frame-pointer", "-fno-builtin", "-o", directory / name, file, *flags],
+        check=True,
+    )
     return directory / name
