@@ -225,12 +225,20 @@ def judge(place: Place, load: Load, trouble: Trouble) -> None:
         "SELECT host, count(), uniqExact(id), max(id), uniqExact(seq) FROM DB.numbers GROUP BY 1 ORDER BY 1"
     )
     total = sum(load.rows)
+    counts: list[int] = []
+
+    def arrived() -> bool:
+        counts.append(place.count(STREAM))
+        return counts[-1] >= total
+
     try:
-        eventually(lambda: place.count(STREAM) >= total, seconds=60)
+        eventually(arrived, seconds=60)
         time.sleep(1.5)  # for a late second copy
         assert place.ask(query) == wanted, trouble.done
     except AssertionError:
-        print(trouble.done)
+        print(trouble.done, place.ask(query), wanted, f"{total} rows, then {counts[::100]}", sep="\n")
+        for log in place.directory.glob("*.log"):
+            print(log, *log.read_text(errors="replace").splitlines()[-20:], sep="\n")
         raise
     eventually(lambda: load.garbage <= dead(place), seconds=20)
     assert load.garbage == dead(place)
