@@ -66,7 +66,7 @@ fn main() {
   if sum == 42 { println!("{}", sum); }
 }
 """
-# Code in anonymous memory, as a JIT makes it, told in a perf map: push rbp; mov rbp,rsp; a counted loop; pop; ret.
+# Code in anonymous memory, as a JIT makes it, told in a perf map: a frame, a counted loop, return.
 JIT = r"""
 #include <stdio.h>
 #include <stdlib.h>
