@@ -20,7 +20,7 @@ from fleet.mitigate_case import SECOND, Case, Rule
 from fleet.mitigate_distill import Pattern, common_prefix, distill
 from fleet.mitigate_evidence import Evidence, gather
 from fleet.mitigate_judge import judge, talking
-from fleet.mitigate_tally import count, sources
+from fleet.mitigate_tally import LATE_S, count, sources
 from fleet.mitigate_vectors import BY_NAME, CARPET
 from fleet.mitigate_watch import Finding, Watch
 from schemas.clickhouse import explain
@@ -216,7 +216,7 @@ class Mitigator:
             if rule.stage in ("enforced", "shadow") and left < self.config.mitigate.rule_ttl_s * SECOND / 2:
                 self._answers.renew(case, rule)
         seen = max(case.last_seen, case.detected // SECOND)
-        if now_us // SECOND - seen >= self.config.mitigate.quiet_s:
+        if now_us // SECOND - LATE_S - seen >= self.config.mitigate.quiet_s:
             case.ended = max(case.last_seen * SECOND, case.detected)
             for rule in case.rules:
                 rule.stage = "lapsed"

@@ -117,7 +117,7 @@ class Client(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while not self.stopping.wait(0.02):
+        while not self.stopping.wait(0.1):
             begun = time.monotonic()
             try:
                 self._get(self.kept)
@@ -186,7 +186,10 @@ class Fleet:
             self._serve(host)
             self.attackers.append(self._raw(host))
         wait_for(lambda: len(live_hosts(self.config)) == len(HOSTS), 60, "three collectors")
-        self.run_command("drop", "watch", "--wait", "--timeout", "60")
+        try:
+            self.run_command("drop", "watch", "--wait", "--timeout", "60")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{[each.said()[-2000:] for each in self.collectors]}") from None
         self.clients = [Client(self.outside(host)) for host in HOSTS]
         wait_for(self._seen, 30, "samples of all hosts")
         self._mitigate()
