@@ -78,6 +78,27 @@ def test_every_direct_request_is_in_the_histogram(probe, disk):
         assert low * 1000 <= row["latency_ns"] <= (2 * low + count) * 1000
 
 
+def test_requests_are_told_apart_by_size_and_their_queueing_is_a_histogram(probe, disk):
+    """Each class of size from one page to more than a megabyte; a request of 2 MB the kernel may split."""
+    classes = next(each for each in probe.declared.streams[0].fields if each.name == "size").argument.split(
+        ","
+    )
+    probe.rows("block_io")
+    fd = os.open(disk, os.O_RDONLY | os.O_DIRECT)
+    sizes = {"4K": 4096, "16K": 8192, "64K": 65536, "256K": 131072}
+    for size in sizes.values():
+        for at in range(6):
+            assert os.preadv(fd, [mmap.mmap(-1, size)], at * size) == size
+    os.close(fd)
+    rows = {classes[k["size"]]: v for k, v in probe.rows("block_io") if k["device"] == number(disk)}
+    assert {name: int(row["count"]) for name, row in rows.items()} == dict.fromkeys(sizes, 6)
+    assert {name: int(row["bytes"]) for name, row in rows.items()} == {n: 6 * s for n, s in sizes.items()}
+    for row in rows.values():
+        assert row["queues"].sum() == row["count"]
+        low = sum(n * (1 << bucket >> 1) for bucket, n in enumerate(row["queues"].tolist()))
+        assert low * 1000 <= row["queued_ns"] <= (2 * low + int(row["count"])) * 1000
+
+
 def test_slow_requests_are_events_and_the_threshold_is_set_while_it_runs(probe, disk):
     probe.events("block_io_slow", seconds=0)
     direct(disk, reads=10)
