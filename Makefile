@@ -55,6 +55,7 @@ setup-run: $(BIN)/.run
 
 setup-test: $(BIN)/.dev
 	@deploy/setup.sh test
+	@cd tests/clickhouse_go && CGO_ENABLED=0 $$(../../deploy/go.sh) build -mod=readonly -o /dev/null .
 	@$(BIN)/python -m sinks.kafka_server install
 
 # The environment: pinned, hashed, without bcc (only the compiling child has it, under $(PYTHON)).

@@ -24,6 +24,7 @@ if [ "$1" != host ] && ! command -v java >/dev/null 2>&1; then wanted="$wanted $
 if [ "$1" = test ] && ! command -v chromium >/dev/null 2>&1 && ! command -v google-chrome >/dev/null 2>&1; then
   wanted="$wanted chromium"
 fi
+command -v go >/dev/null 2>&1 || [ "$1" != test ] || wanted="$wanted golang-go"
 # linux-perf is called linux-tools-generic on Ubuntu.
 if ! grep -qi '^ID=debian' /etc/os-release; then
   wanted=$(printf %s "$wanted" | sed 's/linux-perf/linux-tools-generic/')

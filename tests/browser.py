@@ -20,8 +20,8 @@ class Browser:
         assert found, "no chromium; run deploy/setup.sh test"
         there, self._out = os.pipe()
         self._in, back = os.pipe()
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
-                   "--disable-extensions", "--disable-background-networking", "--window-size=1600,1200"]  # fmt: skip
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+        options += ["--disable-extensions", "--disable-background-networking", "--window-size=1600,1200"]
         command = [found, *options, "--remote-debugging-pipe", f"--user-data-dir={directory}", "about:blank"]
         self._process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{there} 4>&{back}', "bash", *command],

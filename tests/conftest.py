@@ -17,6 +17,7 @@ from bench.common import free_port
 from sinks.kafka_server import KafkaServer
 
 if TYPE_CHECKING:
+    from boards import Filled
     from sinking import Place
 
 # Settings of whoever runs the tests are not the tests' settings.
@@ -119,3 +120,11 @@ def place(kafka: KafkaServer, store: StoreProcess, tmp_path: Path) -> Iterator["
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def rows(store: StoreProcess) -> Iterator["Filled"]:
+    """A database with three hours of every stream that dashboards show."""
+    from boards import filled
+
+    yield from filled(store.url)

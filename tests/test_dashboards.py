@@ -2,21 +2,14 @@
 
 import datetime
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from boards import BOARDS, IDS, PANELS, Filled, filled
-from conftest import StoreProcess
+from boards import BOARDS, IDS, PANELS, Filled
 
 from fleet.render.frame import Frame
 from fleet.render.variables import Choice, expand
 from schemas.errors import UsageError
-
-
-@pytest.fixture(scope="module")
-def rows(store: StoreProcess) -> Iterator[Filled]:
-    yield from filled(store.url)
 
 
 def timeseries(frames: dict[str, Frame], panel: Any) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from boards import BOARDS, Filled, filled
+from boards import BOARDS, Filled
 from browser import Browser
 from click.testing import CliRunner, Result
-from conftest import StoreProcess
 
 from fleet.render import flame, graph, units
 from fleet.render.command import render
@@ -34,11 +33,6 @@ LOOK = """
   high: section.getBoundingClientRect().height,
   figure: (section.querySelector(".figure") || section).getBoundingClientRect().height,
 }))"""
-
-
-@pytest.fixture(scope="module")
-def rows(store: StoreProcess) -> Iterator[Filled]:
-    yield from filled(store.url)
 
 
 @pytest.fixture(scope="module")
