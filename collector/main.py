@@ -28,8 +28,8 @@ def _print(config: Config) -> int:
     config.collector.metrics_port = 0
     try:
         agent = Agent(config, Printer(config.host))
-        _follow_desired_state(agent, kafka=False)
-        return _run(agent)
+        companions(agent, kafka=False)
+        return run(agent)
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -55,19 +55,20 @@ def _ship(config: Config) -> int:
         resolve(state, desk.answers())
 
     agent.resolve = settle
-    _follow_desired_state(agent)
+    companions(agent)
 
     def begin() -> None:
         shipper.open()
         desk.start()
 
-    code = _run(agent, begin)
+    code = run(agent, begin)
     desk.stop()
     state.sequences.close()
     return code
 
 
-def _follow_desired_state(agent: "Agent", *, kafka: bool = True) -> None:
+def companions(agent: "Agent", *, kafka: bool = True) -> None:
+    """Give a new agent what runs beside its probes: what is read once a second, and desired state."""
     from collector import handlers
     from collector.cpu_time import CpuTime
     from collector.desired import DesiredState
@@ -81,7 +82,8 @@ def _follow_desired_state(agent: "Agent", *, kafka: bool = True) -> None:
     agent.companions.append(DesiredState(agent.config, handlers.make(agent), kafka=kafka))
 
 
-def _run(agent: "Agent", started: Callable[[], None] = lambda: None) -> int:
+def run(agent: "Agent", started: Callable[[], None] = lambda: None) -> int:
+    """Start, call ``started``, collect until a signal, close; the exit code."""
     from collector.windows import Windows
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
