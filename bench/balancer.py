@@ -23,9 +23,12 @@ import numpy as np
 from scapy.all import IP, TCP, UDP, Ether, IPv6, Raw
 
 from bench.common import Row, Times, cpu_seconds, in_turns, ratio, ratio_text
+from bench.filter import rules
 from collector import bpf_sys, loader, xdp
 from collector.balancer import maglev
 from collector.balancer.state import State
+from collector.filter.host import Filter
+from collector.filter.language import Document
 from schemas import lb as model
 from schemas.config import Config
 
@@ -116,6 +119,22 @@ def balancer() -> Iterator[State]:
                 state.remove()
 
 
+@contextmanager
+def filtering(state: State) -> Iterator[tuple[int, int]]:
+    """Two filters with ten rules that nothing matches: alone, and with the balancer behind it."""
+    with tempfile.TemporaryDirectory() as folder:
+        alone, both = Filter(Path(folder)), Filter(Path(folder))
+        try:
+            for each in (alone, both):
+                each.apply(Document(rules=rules(10)))
+            following = next(iter(both.programs.values())).next
+            following.update(bytes(4), struct.pack("=I", state.plane.program))
+            yield next(iter(alone.programs.values())).fd, next(iter(both.programs.values())).fd
+        finally:
+            alone.close()
+            both.close()
+
+
 class Harness:
     """The wrapper and the programs it calls, by number."""
 
@@ -171,23 +190,26 @@ def run() -> list[Row]:
     """Measure everything."""
     harness = Harness()
     try:
-        with balancer() as state:
-            return [*_speed(harness, state), _ring()]
+        with balancer() as state, filtering(state) as chained:
+            return [*_speed(harness, state, chained), _ring()]
     finally:
         harness.close()
 
 
-def _speed(harness: Harness, state: State) -> list[Row]:
+def _speed(harness: Harness, state: State, chained: tuple[int, int]) -> list[Row]:
     trivial, least, ours = (
         harness.reference("trivial"),
         harness.reference("least"),
         harness.add(state.plane.program),
     )
+    alone, both = (harness.add(each) for each in chained)
     peers = _peers(harness)
     hot = CASES[0]
     jobs: dict[str, Callable[[], float]] = {
         "trivial": partial(harness.run, hot, trivial, PASS),
         "least": partial(harness.run, hot, least, TX),
+        "filter": partial(harness.run, hot, alone, PASS),
+        "filter and balancer": partial(harness.run, hot, both, TX),
     }
     for case in CASES:
         jobs[case.name] = partial(harness.run, case, ours, case.verdict)
@@ -204,7 +226,19 @@ def _speed(harness: Harness, state: State) -> list[Row]:
             None,
         )
     ]
-    return rows + [_row(case, times) for case in CASES]
+    return rows + [_row(case, times) for case in CASES] + [_together(times)]
+
+
+def _together(times: dict[str, Times]) -> Row:
+    """One pass through both beside the sum of each alone; the wrapper, a trivial pass, is in each once."""
+    ranked = (sorted(times[name].values) for name in ("filter", CASES[0].name, "trivial"))
+    apart = Times(tuple(one + other - wrapper for one, other, wrapper in zip(*ranked, strict=True)))
+    both = times["filter and balancer"]
+    met = ratio(both, apart)[0] <= 1
+    return Row(
+        "filter (10 rules), then balancer", both.text("ns"), apart.text("ns, sum of both"),
+        ratio_text(both, apart), "≤ 1", met,
+    )  # fmt: skip
 
 
 def _row(case: Case, times: dict[str, Times]) -> Row:

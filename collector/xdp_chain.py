@@ -5,9 +5,10 @@
     take_first("filter", "eth0"); take_next("lb", "eth0")
 
 In any order. The interface has one link, pinned under PINS/xdp/<network namespace>_<interface>/. Where there
-is a first program the link runs it, and the next one stands in its array at the interface's number; else the
-link runs the next one itself. Each step is one update that the kernel makes at once: a packet meets what was
-there or what is there, never less. Owners are the names of pin directories: so they find what they left.
+is a first program the link runs it, and the next one stands in its array of one: a constant index, which the
+kernel turns into a direct jump. Else the link runs the next one itself. Each step is one update that the
+kernel makes at once: a packet meets what was there or what is there, never less. Owners are the names of pin
+directories: so they find what they left.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ from schemas.errors import BpfleetError
 
 FOLDER = "xdp"
 LINK, FIRST, NEXT = "link", "first_", "next_"
-TABLE_ENTRIES = 16_384  # of a first program's array: interfaces with higher numbers are refused
+_PLACE = bytes(4)  # in a first program's array
 
 
 def put_first(owner: str, program: int, interface: str, table: Map, *, mode: str = "auto") -> None:
@@ -32,26 +33,24 @@ def put_first(owner: str, program: int, interface: str, table: Map, *, mode: str
 
     Raises :class:`BpfleetError` where another owner's, or a stranger's, program is first.
     """
-    with _chain(interface) as (place, index):
+    with _chain(interface) as place:
         _refuse_others(place, FIRST, owner, interface)
-        _check_index(table, interface, index)
         for following in place.glob(f"{NEXT}*"):
-            _enter(table, index, bpf_sys.obj_get(following), own=True)
+            _enter(table, bpf_sys.obj_get(following), own=True)
         _attach(place, program, interface, mode)
         _pin(table.fd, place / f"{FIRST}{owner}")
 
 
 def put_next(owner: str, program: int, interface: str, *, mode: str = "auto") -> None:
     """Have ``program`` see what the first one lets pass, or everything where there is none."""
-    with _chain(interface) as (place, index):
+    with _chain(interface) as place:
         _refuse_others(place, NEXT, owner, interface)
         table = _table(place)
         if table is None:
             _attach(place, program, interface, mode)
         else:
             try:
-                _check_index(table, interface, index)
-                _enter(table, index, program)
+                _enter(table, program)
             finally:
                 table.close()
         _pin(program, place / f"{NEXT}{owner}")
@@ -59,7 +58,7 @@ def put_next(owner: str, program: int, interface: str, *, mode: str = "auto") ->
 
 def take_first(owner: str, interface: str) -> None:
     """Without that first program; what follows goes on."""
-    with _chain(interface) as (place, index):
+    with _chain(interface) as place:
         pin = place / f"{FIRST}{owner}"
         if not pin.exists():
             return
@@ -73,13 +72,13 @@ def take_first(owner: str, interface: str) -> None:
         finally:
             os.close(program)
         with _opened(pin) as table:
-            table.delete(struct.pack("=I", index))
+            table.delete(_PLACE)
         pin.unlink()
 
 
 def take_next(owner: str, interface: str) -> None:
     """Without that next program; the first one goes on."""
-    with _chain(interface) as (place, index):
+    with _chain(interface) as place:
         pin = place / f"{NEXT}{owner}"
         if not pin.exists():
             return
@@ -88,7 +87,7 @@ def take_next(owner: str, interface: str) -> None:
             _clear(place)
             return
         try:
-            table.delete(struct.pack("=I", index))
+            table.delete(_PLACE)
         finally:
             table.close()
         pin.unlink()
@@ -115,8 +114,8 @@ def _namespace() -> int:
 
 
 @contextmanager
-def _chain(interface: str) -> Iterator[tuple[Path, int]]:
-    """The interface's directory and number, alone; what an interface that is gone has left is cleared."""
+def _chain(interface: str) -> Iterator[Path]:
+    """The interface's directory, to ourselves; what an interface that is gone has left is cleared."""
     root = xdp.pin_directory(FOLDER)
     lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -133,7 +132,7 @@ def _chain(interface: str) -> Iterator[tuple[Path, int]]:
             _clear(place)
         place.mkdir(exist_ok=True)
         try:
-            yield place, index
+            yield place
         finally:
             if place.exists() and not any(place.iterdir()):
                 place.rmdir()
@@ -202,22 +201,14 @@ def _table(place: Path) -> Map | None:
     return None if pin is None else Map.pinned(pin)
 
 
-def _enter(table: Map, index: int, program: int, *, own: bool = False) -> None:
+def _enter(table: Map, program: int, *, own: bool = False) -> None:
     try:
-        table.update(struct.pack("=I", index), struct.pack("=I", program))
+        table.update(_PLACE, struct.pack("=I", program))
     except BpfError as error:
         raise BpfleetError(f"{error}; the programs of one interface must be of one kernel's making") from None
     finally:
         if own:
             os.close(program)
-
-
-def _check_index(table: Map, interface: str, index: int) -> None:
-    if index >= table.max_entries:
-        raise BpfleetError(
-            f"{interface} has number {index}; only interfaces below {table.max_entries} take a filter and "
-            "a balancer together: use one of the two"
-        )
 
 
 def _refuse_others(place: Path, end: str, owner: str, interface: str) -> None:

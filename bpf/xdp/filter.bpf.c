@@ -34,7 +34,7 @@ INLINE u64 filter_main(struct xdp_md *ctx)
             call_record(ctx);
         }
     }
-    tail_call(ctx, map(filter_next), ctx->ingress_ifindex); // where nothing follows, it goes on here
+    tail_call(ctx, map(filter_next), 0); // a constant index is a direct jump; where nothing follows, none
     return XDP_PASS;
 }
 

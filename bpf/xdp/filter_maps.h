@@ -33,7 +33,7 @@ MAP_FLAGS(ARRAY, filter_bits, u32, u64, FILTER_BITS, FILTER_MAPPED)
 MAP(ARRAY, filter_fields, u32, struct filter_fields, 64)
 MAP(LRU_HASH, filter_buckets, struct filter_bucket_key, u64, 65536)
 MAP(LRU_HASH, filter_top, struct filter_top_key, struct filter_top_value, 8192)
-MAP(PROG_ARRAY, filter_next, u32, u32, 16384) // by interface: see collector/xdp_chain.py
+MAP(PROG_ARRAY, filter_next, u32, u32, 1) // of one program, too: collector/xdp_chain.py
 
 INLINE struct filter_scratch *own_scratch(void)
 {

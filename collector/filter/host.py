@@ -31,7 +31,7 @@ from collector.filter.layout import (
     Control,
     window_budget,
 )  # fmt: skip
-from collector.filter.program import ORDER, Expressed, Program
+from collector.filter.program import NEXT, ORDER, Expressed, Program
 from collector.filter.sets import Prefixes
 from collector.filter.skeleton import MapShape, skeleton
 from collector.filter.state import State
@@ -72,13 +72,15 @@ class Filter:
         self.state = State.read(directory / "state.json") if pins else State()
         if pins and self.state.made_by != self.skeleton.fingerprint:
             self._begin_anew(pins)
-        self.maps = {each.name: self._map(each) for each in self.skeleton.maps if each.name != ORDER}
+        shared = [each for each in self.skeleton.maps if each.name not in (ORDER, NEXT)]
+        self.maps = {each.name: self._map(each) for each in shared}
         self.tables = AddressTables(self.maps, self.state.region)
         self.table = RuleTable(self.maps)
         self.programs: dict[tuple[object, ...], Program] = {}
         self.running: dict[str, Program] = {}  # by interface
         self.attached: dict[str, xdp.Attached] = {}
         self._tests: dict[str, Test] = {}
+        self._controlled: dict[int, Rule] = {}  # rules whose part in the kernel we wrote, by slot
         self._watcher: int | None = None
         self.followed = pins is not None and (pins / CONNECTIONS).exists()
 
@@ -95,8 +97,7 @@ class Filter:
         place = self.pins / shape.name
         if place.exists() and not entries:
             found = Map.pinned(place)
-            same = (found.type, found.key_size, found.value_size) == (shape.kind, shape.key, shape.value)
-            if same and (shape.name != "filter_next" or found.max_entries == shape.entries):
+            if (found.type, found.key_size, found.value_size) == (shape.kind, shape.key, shape.value):
                 return found
             found.close()
         place.unlink(missing_ok=True)
@@ -208,22 +209,27 @@ class Filter:
         if renewed:
             self.programs = {("old", *key): each for key, each in self.programs.items()}
         for interface in self.interfaces or [""]:
-            parts = []
-            for rule in document.rules:
-                expression = tests[rule.id].expression
-                if expression is not None and rule.scope.covers(self.labels, interface):
-                    flags = bound(expression, numbers)
-                    parts.append((Expressed(slots[rule.id], expression.instructions, flags), expression.text))
-            key = tuple((part.slot, text, tuple(part.flags)) for part, text in parts)
+            parts = [
+                (slots[rule.id], expression, bound(expression, numbers))
+                for rule in document.rules
+                if (expression := tests[rule.id].expression) and rule.scope.covers(self.labels, interface)
+            ]
+            key: tuple[object, ...] = tuple((slot, each.text, flags) for slot, each, flags in parts)
+            if self.pins:  # what follows it differs by interface
+                key = (interface, *key)
             if key not in self.programs:
-                self.programs[key] = program.load(self.skeleton, self.maps, [part for part, _ in parts])
+                coded = [Expressed(slot, each.instructions, flags) for slot, each, flags in parts]
+                self.programs[key] = program.load(self.skeleton, self.maps, coded)
                 fresh += 1
             wanted[interface] = self.programs[key]
         return wanted, fresh
 
     def _control(self, document: Document, slots: Mapping[str, int]) -> None:
         for rule in document.rules:
-            self.maps["filter_rules"].update(slots[rule.id].to_bytes(4, "little"), _control(rule).pack())
+            slot = slots[rule.id]
+            if self._controlled.get(slot) != rule:
+                self.maps["filter_rules"].update(slot.to_bytes(4, "little"), _control(rule).pack())
+                self._controlled[slot] = rule
 
     def _attach(self, wanted: Mapping[str, Program], strict: bool) -> dict[str, str]:
         """Where pinned, in one pass with what follows on the interface: see collector.xdp_chain."""
@@ -245,8 +251,7 @@ class Filter:
 
     def _put_on(self, interface: str, each: Program) -> None:
         if self.pins:
-            table = self.maps["filter_next"]
-            xdp_chain.put_first(self.pins.name, each.fd, interface, table, mode=self.mode)
+            xdp_chain.put_first(self.pins.name, each.fd, interface, each.next, mode=self.mode)
         elif interface in self.attached:
             self.attached[interface].replace(each.fd)
         else:
@@ -259,6 +264,7 @@ class Filter:
             if slots.get(name) != slot:
                 place = slot.to_bytes(4, "little")
                 if slot not in taken:
+                    self._controlled.pop(slot, None)
                     self.maps["filter_rules"].update(place, Control().pack())
                 for table in ("filter_counters", "filter_samplers"):
                     self.maps[table].update(place, bytes(self.maps[table].element_size))
@@ -281,6 +287,7 @@ class Filter:
 
     def shadow(self, rule: Rule) -> None:
         """Have a rule count only, at once; the next apply says what holds."""
+        self._controlled.pop(self.state.slots[rule.id], None)
         place = self.state.slots[rule.id].to_bytes(4, "little")
         self.maps["filter_rules"].update(place, replace(_control(rule), mode="shadow").pack())
 

@@ -15,9 +15,9 @@ from collector.filter.layout import MAX_RULES
 from collector.filter.link import bind, link
 from collector.filter.matcher import Flag
 from collector.filter.pcap import Instruction
-from collector.filter.skeleton import Skeleton
+from collector.filter.skeleton import MapShape, Skeleton
 
-ORDER = "filter_order"
+ORDER, NEXT = "filter_order", "filter_next"  # maps of one program each
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class Program:
 
     fd: int
     order: Map
+    next: Map  # what follows it on its interface: collector.xdp_chain
     instructions: int
 
     def close(self) -> None:
         """Give the descriptors back."""
         os.close(self.fd)
         self.order.close()
+        self.next.close()
 
 
 def load(skeleton: Skeleton, maps: Mapping[str, Map], rules: Sequence[Expressed]) -> Program:
@@ -51,23 +53,28 @@ def load(skeleton: Skeleton, maps: Mapping[str, Map], rules: Sequence[Expressed]
     matching = matcher.match([(each.code, each.flags) for each in rules])
     linked = link({**skeleton.pieces, **matching}, "main")
     types, functions = describe([(name, at, name in skeleton.pieces) for name, at in linked.starts.items()])
-    order = _order(skeleton, rules)
+    order, following = _order(skeleton, rules), _shape(skeleton, NEXT).create()
     try:
-        fds = [order.fd if each.name == ORDER else maps[each.name].fd for each in skeleton.maps]
+        own = {**maps, ORDER: order, NEXT: following}
+        fds = [own[each.name].fd for each in skeleton.maps]
         code = bind(linked.code, fds)
         fd = bpf_sys.prog_load(ProgType.XDP, code, "filter", btf_fd=types, functions=functions)
     except BaseException:
         order.close()
+        following.close()
         raise
     finally:
         os.close(types)
-    return Program(fd, order, len(code) // 8)
+    return Program(fd, order, following, len(code) // 8)
+
+
+def _shape(skeleton: Skeleton, name: str) -> MapShape:
+    return next(each for each in skeleton.maps if each.name == name)
 
 
 def _order(skeleton: Skeleton, rules: Sequence[Expressed]) -> Map:
     """Place of a rule in this program → its slot; made before the program can run."""
-    shape = next(each for each in skeleton.maps if each.name == ORDER)
-    order = shape.create(max(1, len(rules)))
+    order = _shape(skeleton, ORDER).create(max(1, len(rules)))
     if rules:
         places = np.arange(min(len(rules), MAX_RULES), dtype="<u4")
         slots = np.array([each.slot for each in rules], dtype="<u4")
