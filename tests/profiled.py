@@ -109,3 +109,21 @@ def compile_all(directory: Path) -> dict[str, Path]:
     made["known_bare"] = directory / "known_bare"
     subprocess.run(["strip", "-s", "-o", str(made["known_bare"]), str(made["known_c"])], check=True)
     return made
+
+
+def ten_functions(directory: Path) -> Path:
+    """A program in which function ``work_N``, N of 1 … 10, takes N/55 of its time; given the seconds it runs."""
+    workers = "\n".join(
+        f"__attribute__((noinline)) void work_{n}(void)\n"
+        f"{{ volatile unsigned long x = {n}; for (int i = 0; i < {n} * 4000; i++) x = x * 31 + i; }}"
+        for n in range(1, 11)
+    )
+    calls = " ".join(f"work_{n}();" for n in range(1, 11))
+    source, program = directory / "ten.c", directory / "ten_functions"
+    source.write_text(
+        f"#include <stdlib.h>\n#include <time.h>\n{workers}\n"
+        f"int main(int count, char **words)\n{{ time_t end = time(0) + atoi(words[1]);\n"
+        f"while (time(0) < end) {{ {calls} }} return 0; }}\n"
+    )
+    subprocess.run(["gcc", "-O1", "-fno-omit-frame-pointer", str(source), "-o", str(program)], check=True)
+    return program

@@ -66,6 +66,7 @@ def seen(
         "profiled",
         probes=["cpu_profile"],
         kinds=[],
+        budget_percent=100,
         profile_ms=1000,
         profile_hz=199,
     )
@@ -243,7 +244,14 @@ def test_costs_less_than_a_500th_of_a_core(programs: dict[str, Path]) -> None:
 def test_processes_of_other_users_are_seen_after_the_rights_are_dropped(tmp_path: Path) -> None:
     """The collector's thread keeps what /proc/PID/maps demands of it."""
     collector = CollectorProcess(
-        tmp_path, "127.0.0.1:1", "rights", probes=["cpu_profile"], kinds=[], profile_ms=500, profile_hz=199
+        tmp_path,
+        "127.0.0.1:1",
+        "rights",
+        probes=["cpu_profile"],
+        kinds=[],
+        budget_percent=100,
+        profile_ms=500,
+        profile_hz=199,
     )
     spin = "import os\nos.setgid(65534); os.setuid(65534)\nwhile True: sum(range(9999))"
     busy = subprocess.Popen(["/usr/bin/python3", "-c", spin])

@@ -4,6 +4,7 @@ Everything kept is bounded; a process that is gone is resolved by what was learn
 """
 
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from collector.symbols.space import Mapped, Space
 SPACES = 512  # processes whose mappings are kept
 PLACES = 16_384  # resolved addresses kept
 NAMES = 16_384  # demangled names kept
+CHECK_S, REREAD_S = 1.0, 5.0  # a process is looked at, its mappings are read, no more often
 LONGEST = 400  # letters of a frame
 UNKNOWN = "[unknown]"
 KERNEL, JIT = "[kernel]", "[jit]"
@@ -50,6 +52,7 @@ class Symbols:
         self._frames: OrderedDict[tuple[str, int, str, int], Frame] = OrderedDict()
         self._readable: OrderedDict[str, str] = OrderedDict()
         self._kernel_frames: dict[int, Frame] = {}
+        self._checked: dict[int, float] = {}  # pid → when it was last seen to run the program that is known
 
     def close(self) -> None:
         """Give the files back."""
@@ -77,7 +80,12 @@ class Symbols:
 
     def look_at(self, pid: int) -> Space | None:
         """The mappings of a process, as they are or as they last were; None if never seen."""
-        known = self._spaces.get(pid)
+        known, now = self._spaces.get(pid), time.monotonic()
+        if known is not None and now - self._checked.get(pid, 0.0) < CHECK_S:
+            return known
+        self._checked[pid] = now
+        if len(self._checked) > 2 * SPACES:
+            self._checked = {pid: now}
         if known is None or space.identity(pid) not in (known.identity, ()):
             known = self._read(pid)
         return known
@@ -107,13 +115,18 @@ class Symbols:
             return [Frame(UNKNOWN, "")] * len(addresses)
         callers = _callers(addresses)
         places = where.places(callers)
-        if (places[: len(places) // 2 + 1] < 0).any() and space.identity(pid):
-            where = self._read(pid) or where  # a library that was loaded since
+        if (places < 0).any() and self._is_outdated(pid, where):
+            where = self._read(pid) or where  # a library was loaded since, or another program
             places = where.places(callers)
         return [
             self._frame(pid, where, at, address)
             for at, address in zip(places.tolist(), callers.tolist(), strict=True)
         ]
+
+    def _is_outdated(self, pid: int, where: Space) -> bool:
+        """Whether to read the mappings again: walks without frame pointers find addresses of nothing, too."""
+        found = space.identity(pid)
+        return bool(found) and (found != where.identity or time.monotonic() - where.read_at > REREAD_S)
 
     def _frame(self, pid: int, where: Space, at: int, address: int) -> Frame:
         if at < 0:
@@ -141,7 +154,7 @@ class Symbols:
         address = offset if file.path == "[vdso]" else module.elf.address(offset)
         function = module.function(address)
         if function:
-            return Frame(function, name)
+            return Frame(clean(function), name)
         return Frame(f"{name}+{address:#x}", name, module.elf.build_id)
 
     def _jit(self, pid: int, file: Mapped, address: int) -> Frame:
@@ -153,17 +166,18 @@ class Symbols:
     # ── Names ────────────────────────────────────────────────────────────────────────────────────
 
     def _demangled(self, stacks: list[list[Frame]]) -> list[list[Frame]]:
-        mangled = {
-            frame.function for stack in stacks for frame in stack if frame.function.startswith(("_Z", "_R"))
-        }
+        functions = {frame.function for stack in stacks for frame in stack}
+        mangled = {name for name in functions if name.startswith(("_Z", "_R"))}
+        if not mangled:
+            return stacks
         fresh = sorted(mangled - self._readable.keys())
         if fresh:
             self._readable |= {name: clean(text) for name, text in demangle(fresh).items()}
+        read = {name: self._readable[name] for name in mangled if name in self._readable}
         while len(self._readable) > NAMES:
             self._readable.popitem(last=False)
-        read = self._readable
         return [
-            [frame._replace(function=clean(read.get(frame.function, frame.function))) for frame in stack]
+            [each._replace(function=read[each.function]) if each.function in read else each for each in stack]
             for stack in stacks
         ]
 

@@ -1,7 +1,8 @@
 """What lies where in a process's memory: its executable mappings, from /proc/PID/maps."""
 
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ class Space:
     ends: NDArray[np.uint64]
     offsets: NDArray[np.uint64]  # in the file
     files: list[Mapped]
+    read_at: float = field(default_factory=time.monotonic)
 
     def places(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The mapping of each address, -1 where there is none."""
