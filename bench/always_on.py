@@ -1,8 +1,8 @@
 """Everything that is always on, at once: what it costs a ping-pong, an ordinary mixed load, and each event.
 
 In turns: nothing; a whole collector with every probe, its profiler and its readers; and libbpf-tools'
-runqlat, offcputime, syscount, biolatency and tcplife together, which answer a part of the same questions. What
-is compared is CPU time of the load. A program's own time is by the kernel's BPF statistics.
+runqlat, offcputime, syscount, biolatency and tcplife together, which answer a part of the same questions.
+What is compared is CPU time of the load. A program's own time is by the kernel's BPF statistics.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """An ordinary mixed load: computing, files, processes, sockets, threads, memory; always the same.
 
-``python -m bench.mixed`` does it once. Most of its time is its own, as with servers and builds; on the way the
-kernel has some 20,000 system calls a second, faults, switches and a few programs to start.
+``python -m bench.mixed`` does it once. Most of its time is its own, as with servers and builds; on the
+way the kernel has some 35,000 system calls a second, faults, switches and a few programs to start.
 """
 
 import hashlib
