@@ -41,7 +41,8 @@ class Aggregate:
         if self._near:
             gains.append(self._near.read())
         self._late = []
-        return self._merge(gains)
+        gains = [each for each in gains if len(each[0])]
+        return self._merge(gains) if gains else (np.empty(0, self.key), np.empty(0, self.value))
 
     def _merge(self, gains: list[Gains]) -> Gains:
         """Each key once, with the sum of its gains."""
@@ -55,6 +56,8 @@ class Aggregate:
     def _hash(self) -> Gains:
         """What each key of the hash gained since the previous read."""
         keys, values = self._snapshot()
+        if not len(keys) and not len(self._keys):
+            return keys, values
         before = np.searchsorted(self._keys, keys)
         there = before < len(self._keys)
         there[there] = self._keys[before[there]] == keys[there]
@@ -71,6 +74,8 @@ class Aggregate:
     def _snapshot(self) -> Gains:
         """All keys, sorted and each once, with their sums over the CPUs."""
         raw_keys, raw_values, count = self.table.read()
+        if not count:
+            return np.empty(0, self._opaque), np.empty(0, self.value)
         keys, first = np.unique(np.frombuffer(raw_keys, self._opaque, count), return_index=True)
         each = np.frombuffer(raw_values, self._strided, count * possible_cpus()).reshape(
             count, possible_cpus()

@@ -23,6 +23,7 @@ log = logging.getLogger("bpfleet.collector")
 READ_ROWS = 20_000  # from one ring at a time
 BATCH_BYTES = 700_000  # of kernel structs: what becomes of them stays below Kafka's bound
 RECLAIM_READS = 600  # reads after which an unchanged key of an aggregate leaves the kernel's map
+RECLAIM_EVERY = 16  # reads, at which such keys are looked for
 FILLING, FULL = 1 / 8, 1 / 4  # shares of a ring: worth a look between two cuts; look again at once
 
 
@@ -120,7 +121,8 @@ class Reading:
             self._read_at[probe.probe.name] = now
             for stream, aggregate in probe.aggregates:
                 keys, values = aggregate.read()
-                aggregate.reclaim(RECLAIM_READS)
+                if self._passes % RECLAIM_EVERY == 0:
+                    aggregate.reclaim(RECLAIM_READS)
                 if len(keys):
                     self.decode(stream, keys, values, interval_us=interval)
 
