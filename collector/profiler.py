@@ -1,7 +1,9 @@
 """The profiles, on-CPU and off-CPU, of a running collector: clocks, stacks, symbols put together."""
 
+import logging
 from collections.abc import Iterable
 
+from collector import privileges
 from collector.clocks import Clocks
 from collector.ksym import Symbols as KernelSymbols
 from collector.probes import Attached
@@ -9,6 +11,7 @@ from collector.stacks import Names, Stacks, StackSource
 from collector.symbols import Symbols
 from schemas.config import Collector
 
+log = logging.getLogger("bpfleet.collector")
 CPU_PROFILE = "cpu_profile"
 
 
@@ -33,6 +36,8 @@ def attach(attached: Iterable[Attached], kernel: KernelSymbols, config: Collecto
     sources = {each.probe.name: each for each in attached if each.stacks}
     if not sources:
         return None
+    if not privileges.has(privileges.Capability.SYS_PTRACE):
+        log.warning("stacks of programs have no names: other processes are hidden; grant CAP_SYS_PTRACE")
     found = sources.get(CPU_PROFILE)
     clocks = Clocks(found.loaded, config.profile_hz) if found else None
     stacks = [each.stacks for each in sources.values() if each.stacks]

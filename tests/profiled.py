@@ -112,7 +112,7 @@ def compile_all(directory: Path) -> dict[str, Path]:
 
 
 def ten_functions(directory: Path) -> Path:
-    """A program in which function ``work_N``, N of 1 … 10, takes N/55 of its time; given the seconds it runs."""
+    """A program whose function ``work_N``, N of 1 … 10, takes N/55 of its time; its word: seconds to run."""
     workers = "\n".join(
         f"__attribute__((noinline)) void work_{n}(void)\n"
         f"{{ volatile unsigned long x = {n}; for (int i = 0; i < {n} * 4000; i++) x = x * 31 + i; }}"

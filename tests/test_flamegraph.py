@@ -146,9 +146,9 @@ def test_from_the_kernel_to_the_picture(place: Place, tmp_path: Path) -> None:
         eventually(
             lambda: (
                 (place.ask("SELECT sum(samples) FROM DB.cpu_profile WHERE comm = 'known_c'") or [(0,)])[0][0]
-                > 150
+                > 60
             ),
-            40,
+            60,
         )
         eventually(lambda: (place.ask("SELECT count() FROM DB.off_cpu") or [(0,)])[0][0], 20)
         busy.kill()
