@@ -73,8 +73,8 @@ WORDS = st.sampled_from(
 TEXTS = st.one_of(st.lists(WORDS, max_size=12).map(" ".join), st.text(max_size=40))
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXTS)
 NAMES = st.sampled_from(
-    ["rule", "match", "fields", "action", "mode", "sample", "order", "force", "set", "name", "prefixes", "allow",
-     "watch", "samples", "origin", "protocol", "src", "payload"]
+    ["rule", "match", "fields", "action", "mode", "sample", "order", "force", "set", "name", "prefixes",
+     "allow", "watch", "samples", "origin", "protocol", "src", "payload"]
 )  # fmt: skip
 FIELD_NAMES = st.one_of(NAMES, st.sampled_from(["dst_port", "length", "ttl", "tcp_flags", "state"]))
 SPANS = st.from_regex(r"[0-9,\-]{1,9}", fullmatch=True)
