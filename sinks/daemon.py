@@ -11,6 +11,7 @@ from schemas.config import Config
 from schemas.errors import BpfleetError
 from sinks import heap
 from sinks.metrics import Metrics
+from sinks.report import Report
 from sinks.sink import Sink
 
 STOP_SECONDS = 8.0
@@ -33,6 +34,7 @@ def run(config: Config) -> None:
         advice = "set sink.metrics_port to another port"
         raise BpfleetError(f"port {port} cannot be used for metrics ({error.strerror}); {advice}") from None
     log.info("sink: %s → %s, group %s", config.kafka.servers, config.clickhouse.url, config.sink.group)
+    Report(config, metrics).start()
     Sink(config, metrics).run(stop)
     log.info("sink: stopped")
 

@@ -73,14 +73,15 @@ class SchemaTables:
         consumer.assign([TopicPartition(topics.SCHEMAS, 0, OFFSET_BEGINNING)])
         while not self._stopping.is_set():
             try:
-                messages = consumer.consume(500, timeout=0.2)
+                messages = consumer.consume(500, timeout=0.01 if self._next_due() else 0.2)
             except KafkaException as error:
                 log.warning("schemas: %s", error)
                 messages = []
             for message in messages:
                 if message.error() is None and (value := message.value()):
                     self._learn(value)
-            self._make_due_tables()
+            # One at a time: a schema that its messages wait for must not stand behind dozens of tables.
+            self._make_due_table()
         consumer.close()
 
     def _learn(self, value: bytes) -> None:
@@ -97,21 +98,29 @@ class SchemaTables:
         self._due[schema] = 0.0
         self._streams[schema] = stream
 
-    def _make_due_tables(self) -> None:
-        for schema in [each for each, when in list(self._due.items()) if when <= time.monotonic()]:
-            stream = self._streams[schema]
-            try:
-                self._settled[schema] = make(stream, self._config.clickhouse, self._writer)
-                del self._due[schema]
-            except (UsageError, Rejected) as error:
-                if schema not in self._settled:
-                    log.error("schema refused, its messages go to %s: %s", topics.DEAD, error)
-                self._settled[schema] = Refused(str(error))
-                self._due[schema] = time.monotonic() + REFUSED_SECONDS
-            except ServerTrouble as error:
-                log.warning("table %s is not ready, will try again: %s", stream.name, error)
-                self._due[schema] = time.monotonic() + RETRY_SECONDS
-                return
+    def _next_due(self) -> int | None:
+        """The schema that was learned last of those whose table is due."""
+        now = time.monotonic()
+        return next((each for each, when in reversed(list(self._due.items())) if when <= now), None)
+
+    def _make_due_table(self) -> None:
+        schema = self._next_due()
+        if schema is None:
+            return
+        stream = self._streams[schema]
+        try:
+            self._settled[schema] = make(stream, self._config.clickhouse, self._writer)
+            del self._due[schema]
+        except (UsageError, Rejected) as error:
+            if schema not in self._settled:
+                log.error("schema refused, its messages go to %s: %s", topics.DEAD, error)
+            self._settled[schema] = Refused(str(error))
+            self._due[schema] = time.monotonic() + REFUSED_SECONDS
+        except ServerTrouble as error:
+            log.warning("table %s is not ready, will try again: %s", stream.name, error)
+            self._due = {
+                each: max(when, time.monotonic() + RETRY_SECONDS) for each, when in self._due.items()
+            }
 
 
 def _check_packings(schema: dict[str, Any], stream: Stream) -> None:
