@@ -22,6 +22,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Mac = Annotated[str, Meta(pattern="^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+MAX_KEYS = 4096  # of the program's table of VIPs: one for each VIP, one for each address
 NAME = re.compile(r"[\w.:@-]{1,64}", re.ASCII)
 Hex = Annotated[str, Meta(pattern="^([0-9a-f]{2}){1,8}$")]
 
@@ -141,6 +142,12 @@ def check(balancer: Balancer) -> None:
     """All that one field alone does not show. Raises ValueError with the reason."""
     if len(balancer.vips) > balancer.limits.vips:
         raise ValueError(f"{len(balancer.vips)} VIPs, but limits.vips is {balancer.limits.vips}; raise it")
+    keys = len(balancer.vips) + len({vip.address for vip in balancer.vips.values()})
+    if keys > MAX_KEYS:
+        raise ValueError(
+            f"{len(balancer.vips)} VIPs and their addresses are {keys} keys, {MAX_KEYS} fit; use prefixes "
+            "or port 0 for all ports of an address"
+        )
     backends = sum(len(vip.reals) for vip in balancer.vips.values())
     if backends > balancer.limits.backends:
         raise ValueError(f"{backends} reals of all VIPs, but limits.backends is {balancer.limits.backends}")

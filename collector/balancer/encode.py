@@ -2,7 +2,9 @@
 
 import hashlib
 import ipaddress
+import socket
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,58 +35,61 @@ _REFILL_TICKS = 16
 
 
 class Hops:
-    """The next hops of a configuration's reals, each asked for once.
+    """The next hops of a configuration's reals.
 
-    ``known`` has the hops in force by real: they count where nobody answers now, and with ``trust`` at once.
+    ``known`` has the hops in force by real: they count where nobody answers now, and with ``trust`` unasked.
     """
 
     def __init__(self, balancer: Balancer, known: dict[str, next_hop.Hop], *, trust: bool) -> None:
         self._balancer = balancer
         self._known = known
         self._trust = trust
-        self._found: dict[tuple[str, str | None], next_hop.Hop] = {}
+        self._found: dict[str, next_hop.Hop] = {}
 
     def resolve(self) -> None:
         """Ask for all of them. Raises :class:`BpfleetError`."""
-        for vip in self._balancer.vips.values():
-            for real in vip.reals:
-                self.of(real)
+        reals = [real for vip in self._balancer.vips.values() for real in vip.reals]
+        asked = {real.address for real in reals if not self._mac(real)}
+        if self._trust:
+            self._found = {each: self._known[each] for each in asked if each in self._known}
+        hops, reasons = (
+            next_hop.find(sorted(asked - self._found.keys())) if asked - self._found.keys() else ({}, {})
+        )
+        self._found |= hops
+        for address, reason in reasons.items():
+            if address not in self._known:
+                raise BpfleetError(reason)
+            self._found[address] = self._known[address]
+
+    def _mac(self, real: Real) -> str | None:
+        return real.mac or self._balancer.next_hop
 
     def of(self, real: Real) -> next_hop.Hop:
-        """Where packets to ``real`` go."""
-        mac = real.mac or self._balancer.next_hop
-        key = (real.address if not mac else "", mac)
-        if key not in self._found:
-            if mac and self._balancer.interfaces:
-                self._found[key] = next_hop.via(self._balancer.interfaces[0], mac)
-            elif mac:
-                self._found[key] = next_hop.Hop("", 0, next_hop.mac_bytes(mac) + bytes(6))
-            else:
-                self._found[key] = self._ask(real.address)
-        return self._found[key]
-
-    def _ask(self, address: str) -> next_hop.Hop:
-        if self._trust and address in self._known:
-            return self._known[address]
-        try:
-            return next_hop.find(address)
-        except BpfleetError:
-            if address not in self._known:
-                raise
-            return self._known[address]
+        """Where packets to ``real`` go; with an address given by hand they leave where they came in."""
+        mac = self._mac(real)
+        if not mac:
+            return self._found[real.address]
+        if not self._balancer.interfaces:
+            return next_hop.Hop("", 0, next_hop.mac_bytes(mac) + bytes(6))
+        return replace(next_hop.via(self._balancer.interfaces[0], mac), interface="")
 
 
 def known_hops(plane: Dataplane, ledger: Ledger) -> dict[str, next_hop.Hop]:
     """The hop of each real that has a backend, from the map."""
     backends = plane.read_backends()
+    names = dict(socket.if_nameindex())
     hops = {}
     for number, (_, address) in ledger.names().items():
         one = backends[number]
-        if one["mtu"]:
-            index = int(one["ifindex"])
-            elsewhere = int(one["flags"]) & FLAGS["BACKEND_REDIRECT"]
-            hops[address] = next_hop.Hop(f"#{index}" if elsewhere else "", index, one["macs"].tobytes())
+        index = int(one["ifindex"])
+        if one["mtu"] and index in names:
+            hops[address] = next_hop.Hop(names[index], index, one["macs"].tobytes())
     return hops
+
+
+def _redirects(balancer: Balancer, hop: next_hop.Hop) -> bool:
+    """Whether packets leave by an interface that they need not have come in by."""
+    return hop.interface != "" and balancer.interfaces != [hop.interface]
 
 
 def backend(balancer: Balancer, vip: Vip, real: Real, hops: Hops, *, live: bool) -> bytes:
@@ -94,7 +99,7 @@ def backend(balancer: Balancer, vip: Vip, real: Real, hops: Hops, *, live: bool)
     flags = FLAGS["BACKEND_LIVE"] if live else 0
     flags |= FLAGS["BACKEND_IPV6"] if address.version == 6 else 0
     flags |= FLAGS["BACKEND_GUE"] if vip.encapsulation == "gue" else 0
-    flags |= FLAGS["BACKEND_REDIRECT"] if hop.interface not in ("", *balancer.interfaces) else 0
+    flags |= FLAGS["BACKEND_REDIRECT"] if _redirects(balancer, hop) else 0
     source = ipaddress.ip_network(balancer.source_ipv4 if address.version == 4 else balancer.source_ipv6)
     varied = 0 if vip.encapsulation == "gue" else int(source.hostmask) & 0xFFFFFFFF
     mtu = balancer.mtu - HEADER_BYTES[vip.encapsulation, address.version]

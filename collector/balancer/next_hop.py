@@ -1,16 +1,19 @@
 """Where a packet to a real goes first: interface and link-layer address, from the kernel's own routing."""
 
+import fcntl
+import ipaddress
 import json
 import socket
+import struct
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from schemas.errors import BpfleetError
 
 _PATIENCE = 2.0  # seconds for a neighbour to answer
 _DISCARD = 9
+_SIOCGIFHWADDR = 0x8927
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,14 @@ class Hop:
     macs: bytes  # 12 bytes
 
 
-def _ask(*words: str) -> Any:
+def _run(command: list[str], questions: str = "") -> str:
     try:
-        done = subprocess.run(["ip", "-j", *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=questions, capture_output=True, text=True, check=False)
     except OSError as error:
         raise BpfleetError(f"cannot run ip: {error.strerror}; install iproute2") from None
-    if done.returncode:
-        raise BpfleetError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-    return json.loads(done.stdout or "[]")
+    if done.returncode and not questions:
+        raise BpfleetError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def mac_bytes(text: str) -> bytes:
@@ -39,28 +42,68 @@ def mac_bytes(text: str) -> bytes:
 
 def via(interface: str, mac: str) -> Hop:
     """A hop whose address is known."""
-    own = _ask("link", "show", "dev", interface)[0]["address"]
-    return Hop(interface, socket.if_nametoindex(interface), mac_bytes(mac) + mac_bytes(own))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16s24x", interface.encode())
+        own = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, request)[18:24]
+    return Hop(interface, socket.if_nametoindex(interface), mac_bytes(mac) + own)
 
 
-def find(address: str) -> Hop:
-    """The hop to ``address``. Raises :class:`BpfleetError` if there is no route or nobody answers."""
-    try:
-        route = _ask("route", "get", address)[0]
-    except (BpfleetError, IndexError) as error:
-        raise BpfleetError(f"no route to real {address} ({error}); add one or set next_hop") from None
-    gateway, interface = route.get("gateway", address), route["dev"]
+def find(addresses: list[str]) -> tuple[dict[str, Hop], dict[str, str]]:
+    """The hops to these addresses, and why there is none to others; two questions for all of them.
+
+    The hop of an address behind a router is the router.
+    """
+    ways = _routes(addresses)
+    reasons = {
+        each: f"no route to real {each}; add one or set next_hop" for each in addresses if each not in ways
+    }
+    hops: dict[str, Hop] = {}
     end = time.monotonic() + _PATIENCE
-    while True:
-        for each in _ask("neigh", "show", "to", gateway, "dev", interface):
-            if "lladdr" in each and "FAILED" not in each.get("state", []):
-                return via(interface, each["lladdr"])
+    while missing := [each for each in ways if each not in hops]:
+        known = _neighbours()
+        for address in missing:
+            gateway, interface = ways[address]
+            if (gateway, interface) in known:
+                hops[address] = via(interface, known[gateway, interface])
         if time.monotonic() > end:
-            raise BpfleetError(
+            break
+        asleep = {ways[each][0] for each in missing if each not in hops}
+        for gateway in asleep:
+            _wake(gateway)
+        if asleep:
+            time.sleep(0.05)
+    for address, (gateway, interface) in ways.items():
+        if address not in hops:
+            reasons[address] = (
                 f"{gateway} on {interface} does not answer, the way to real {address}; set next_hop"
             )
-        _wake(gateway)
-        time.sleep(0.05)
+    return hops, reasons
+
+
+def _routes(addresses: list[str]) -> dict[str, tuple[str, str]]:
+    """address → (gateway or itself, interface), for those that have a route."""
+    questions = "".join(f"route get {each}\n" for each in addresses)
+    lines = _run(["ip", "-j", "-force", "-batch", "-"], questions).splitlines()
+    found = {}
+    for route in (each for line in lines if line.startswith("[") for each in json.loads(line)):
+        if "dev" in route and "dst" in route:
+            address = str(ipaddress.ip_address(route["dst"]))
+            found[address] = (
+                str(route.get("gateway") or route.get("via", {}).get("host") or address),
+                route["dev"],
+            )
+    given = {str(ipaddress.ip_address(each)): each for each in addresses}
+    return {given[address]: way for address, way in found.items() if address in given}
+
+
+def _neighbours() -> dict[tuple[str, str], str]:
+    """(address, interface) → link-layer address, of everyone the kernel knows."""
+    found = json.loads(_run(["ip", "-j", "neigh", "show"]) or "[]")
+    return {
+        (each["dst"], each["dev"]): each["lladdr"]
+        for each in found
+        if "lladdr" in each and "dev" in each and "FAILED" not in each.get("state", [])
+    }
 
 
 def _wake(address: str) -> None:
