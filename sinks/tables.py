@@ -73,7 +73,7 @@ class SchemaTables:
         consumer.assign([TopicPartition(topics.SCHEMAS, 0, OFFSET_BEGINNING)])
         while not self._stopping.is_set():
             try:
-                messages = consumer.consume(500, timeout=0.01 if self._next_due() else 0.2)
+                messages = consumer.consume(500, timeout=0.2 if self._next_due() is None else 0.01)
             except KafkaException as error:
                 log.warning("schemas: %s", error)
                 messages = []
@@ -118,9 +118,9 @@ class SchemaTables:
             self._due[schema] = time.monotonic() + REFUSED_SECONDS
         except ServerTrouble as error:
             log.warning("table %s is not ready, will try again: %s", stream.name, error)
-            self._due = {
-                each: max(when, time.monotonic() + RETRY_SECONDS) for each, when in self._due.items()
-            }
+            later = time.monotonic() + RETRY_SECONDS
+            for each, when in list(self._due.items()):
+                self._due[each] = max(when, later)
 
 
 def _check_packings(schema: dict[str, Any], stream: Stream) -> None:
