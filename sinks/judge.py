@@ -59,6 +59,9 @@ class Tables(Protocol):
     def known(self, schema: int) -> bool:
         """Whether the schema has arrived, its table ready or not."""
 
+    def heard(self) -> float:
+        """When it was last certain that nothing on the schemas topic is unread (on the judge's clock)."""
+
     def of(self, schema: int) -> Table | Refused | None:
         """Where its rows go; None until that is settled."""
 
@@ -96,8 +99,9 @@ class Judge:
         return Good(batch, table, schema)
 
     def _unknown(self, schema: int) -> Dead | None:
+        """Dead only when the whole topic was read so much later: a slow reader is no reason."""
         since = self._since.setdefault(schema, self._clock())
-        if self._clock() - since < SCHEMA_SECONDS:
+        if self._tables.heard() - since < SCHEMA_SECONDS:
             return None
         return Dead("unknown_schema", f"schema {schema:016x} did not arrive in {SCHEMA_SECONDS:.0f} s")
 

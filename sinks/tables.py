@@ -2,6 +2,7 @@
 
 One thread of its own reads the schemas topic from its beginning and makes or extends tables, so that
 the consumer never waits for either; until a table is ready its messages wait in their partition.
+Reading comes before making, and tables whose messages wait come before all others.
 """
 
 import json
@@ -10,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas import ddl, topics, wire
 from schemas.columns import InvalidBatch, packing, packing_name
@@ -23,6 +24,7 @@ from sinks.writer import Rejected, ServerTrouble, Table, Writer
 
 log = logging.getLogger("bpfleet.sink")
 RETRY_SECONDS = 1.0
+LISTEN_SECONDS, ANSWER_SECONDS = 0.5, 5.0
 REFUSED_SECONDS = 30.0  # an operator may have mended the table
 
 
@@ -37,6 +39,11 @@ class SchemaTables:
         self._streams: dict[int, Stream] = {}
         self._settled: dict[int, Table | Refused] = {}
         self._due: dict[int, float] = {}  # schema → when to try its table (again)
+        self._wanted: dict[int, None] = {}  # schemas that messages wait for, in the order they were asked for
+        self._trouble = ""  # told of the store
+        self._asked = False  # for a schema that has not arrived
+        self._heard = 0.0
+        self._read_to = -1  # the end of the topic when it was reached
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="schemas", daemon=True)
         for stream in self._catalog.streams.values():
@@ -53,11 +60,19 @@ class SchemaTables:
 
     def known(self, schema: int) -> bool:
         """Whether the schema has arrived."""
+        self._asked = self._asked or schema not in self._streams
         return schema in self._streams
+
+    def heard(self) -> float:
+        """When it was last certain that nothing on the schemas topic is unread (``time.monotonic``)."""
+        return self._heard
 
     def of(self, schema: int) -> Table | Refused | None:
         """Where its rows go; None until the store has settled it."""
-        return self._settled.get(schema)
+        table = self._settled.get(schema)
+        if table is None:
+            self._wanted[schema] = None
+        return table
 
     def renew(self, schema: int) -> None:
         """The table of that schema has gone, or lacks a column: look, and make it again."""
@@ -68,21 +83,38 @@ class SchemaTables:
     def _run(self) -> None:
         consumer = Consumer({
             **kafka_options(self._config.kafka), "group.id": f"{self._config.sink.group}-schemas",
-            "enable.auto.commit": False, "auto.offset.reset": "earliest",
+            "enable.auto.commit": False, "auto.offset.reset": "earliest", "enable.partition.eof": True,
         })  # fmt: skip
         consumer.assign([TopicPartition(topics.SCHEMAS, 0, OFFSET_BEGINNING)])
         while not self._stopping.is_set():
             try:
-                messages = consumer.consume(500, timeout=0.2 if self._next_due() is None else 0.01)
+                while self._read(consumer, 0.2 if self._next_due() is None else 0.01):
+                    pass
+                self._listen(consumer)
             except KafkaException as error:
                 log.warning("schemas: %s", error)
-                messages = []
-            for message in messages:
-                if message.error() is None and (value := message.value()):
-                    self._learn(value)
-            # One at a time: a schema that its messages wait for must not stand behind dozens of tables.
-            self._make_due_table()
+                self._stopping.wait(RETRY_SECONDS)
+            self._make_next_table()
         consumer.close()
+
+    def _read(self, consumer: Consumer, seconds: float) -> bool:
+        """Learn what is there; whether there may be more at once."""
+        messages = consumer.consume(500, timeout=seconds)
+        for message in messages:
+            error = message.error()
+            if error is None and (value := message.value()):
+                self._learn(value)
+            elif error is not None and error.code() == KafkaError._PARTITION_EOF:
+                self._read_to = message.offset() or 0
+        return len(messages) > 1
+
+    def _listen(self, consumer: Consumer) -> None:
+        """When a message's schema is not known: make certain that all is read."""
+        if self._asked and time.monotonic() - self._heard > LISTEN_SECONDS:
+            begun = time.monotonic()
+            _, end = consumer.get_watermark_offsets(TopicPartition(topics.SCHEMAS, 0), timeout=ANSWER_SECONDS)
+            if self._read_to >= end:
+                self._heard, self._asked = begun, False
 
     def _learn(self, value: bytes) -> None:
         try:
@@ -99,11 +131,14 @@ class SchemaTables:
         self._streams[schema] = stream
 
     def _next_due(self) -> int | None:
-        """The schema that was learned last of those whose table is due."""
+        """The schema whose table comes next: messages wait for it, or else it was learned last."""
         now = time.monotonic()
-        return next((each for each, when in reversed(list(self._due.items())) if when <= now), None)
+        due = [each for each, when in list(self._due.items()) if when <= now]
+        waited_for = (each for each in list(self._wanted) if each in due)
+        return next(waited_for, due[-1] if due else None)
 
-    def _make_due_table(self) -> None:
+    def _make_next_table(self) -> None:
+        """One at a time: a schema that its messages wait for must not stand behind dozens of tables."""
         schema = self._next_due()
         if schema is None:
             return
@@ -111,16 +146,26 @@ class SchemaTables:
         try:
             self._settled[schema] = make(stream, self._config.clickhouse, self._writer)
             del self._due[schema]
+            self._trouble = ""
         except (UsageError, Rejected) as error:
             if schema not in self._settled:
                 log.error("schema refused, its messages go to %s: %s", topics.DEAD, error)
             self._settled[schema] = Refused(str(error))
             self._due[schema] = time.monotonic() + REFUSED_SECONDS
         except ServerTrouble as error:
-            log.warning("table %s is not ready, will try again: %s", stream.name, error)
+            self._complain(stream.name, error)
             later = time.monotonic() + RETRY_SECONDS
             for each, when in list(self._due.items()):
                 self._due[each] = max(when, later)
+        if schema in self._settled:
+            self._wanted.pop(schema, None)
+
+    def _complain(self, table: str, error: ServerTrouble) -> None:
+        """Once an outage, not once a table and attempt."""
+        reason = str(error.code or "unreachable")
+        if reason != self._trouble:
+            log.warning("table %s is not ready, will try again: %s", table, error)
+        self._trouble = reason
 
 
 def _check_packings(schema: dict[str, Any], stream: Stream) -> None:
