@@ -24,7 +24,7 @@ struct thread {
 	u32 pid;
 	u32 call; /* the one that was seen to begin */
 	u64 at;   /* when; 0: none was */
-	u64 ticks, ran, waited; /* at the last return */
+	u64 ticks, ran, waited; /* at the first return in the tick of the last one */
 };
 MAP(ARRAY, syscall_thread, u32, struct thread, PLACES)
 NEAR_SIZED(syscall, 1024)
@@ -61,7 +61,10 @@ static __always_inline u32 call_of(struct pt_regs *regs)
 /* How long this thread was blocked since its last call returned, if that was long; 0 otherwise. */
 static __always_inline u64 blocked_ns(struct thread *thread, struct task_struct *task)
 {
-	u64 now = bpf_jiffies64(), ran = task->se.sum_exec_runtime, waited = task->sched_info.run_delay;
+	u64 now = bpf_jiffies64();
+	if (now == thread->ticks)
+		return 0;
+	u64 ran = task->se.sum_exec_runtime, waited = task->sched_info.run_delay;
 	u64 ticks = now - thread->ticks, busy = ran - thread->ran + waited - thread->waited;
 	thread->ticks = now;
 	thread->ran = ran;

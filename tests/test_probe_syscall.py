@@ -183,7 +183,7 @@ def test_slow_operations_on_files_tell_what_and_where(probe, slow, tmp_path):
     mine = [
         (names[int(each["operation"])], each["file"].decode(), int(each["bytes"]),
          errno.errorcode.get(int(each["error"]), ""))
-        for each in probe.events("file_io", lambda found: any(b"journal" in e["file"] for e in found[-3:]))
+        for each in probe.events("file_io", lambda found: sum(e["file"] == b"journal" for e in found) >= 4)
         if each["pid"] == os.getpid()
     ]  # fmt: skip
     expected = [
@@ -216,11 +216,14 @@ def test_the_file_system_and_device_are_named(probe, slow, tmp_path):
 
 def test_cost_is_below_200_ns_a_call(probe):
     """Of the exit's program, which alone is always attached; an empty one shows 48 ns here."""
+    entry = probe.loaded.program("sys_enter")
+    probe.loaded.release(entry)
     stats = bpf_sys.enable_stats()
     try:
         cost = probe.cost(lambda: [os.getppid() for _ in range(100_000)])
     finally:
         os.close(stats)
+        probe.loaded._open.append(bpf_sys.raw_tracepoint_open(entry.fd, "sys_enter"))
     runs, each = cost["sys_exit"]
     assert runs >= 100_000
     assert each <= 200
