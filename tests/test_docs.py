@@ -24,9 +24,10 @@ def commands() -> dict[str, click.Command]:
     found: dict[str, click.Command] = {}
     for entry in importlib.metadata.entry_points(group="bpfleet.commands"):
         loaded = entry.load()
-        found[entry.name] = loaded
+        spoken = entry.name.replace(".", " ")
+        found[spoken] = loaded
         if isinstance(loaded, click.Group):
-            found |= {f"{entry.name} {name}": each for name, each in loaded.commands.items()}
+            found |= {f"{spoken} {name}": each for name, each in loaded.commands.items()}
     return found
 
 
