@@ -1,10 +1,12 @@
 """Symbols: files against binutils' tools, names against c++filt, hostile bytes against nothing at all."""
 
+import contextlib
 import ctypes
 import os
 import random
 import re
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -321,7 +323,7 @@ def test_a_pid_that_runs_another_program_is_read_again(programs: dict[str, Path]
     try:
         time.sleep(0.2)
         before = symbols.look_at(process.pid)
-        time.sleep(1)
+        time.sleep(1.2)
         after = symbols.look_at(process.pid)
     finally:
         process.kill()
@@ -359,20 +361,89 @@ def test_nothing_outside_of_a_process_root_is_opened(tmp_path: Path) -> None:
 
 
 def test_what_is_kept_is_bounded(programs: dict[str, Path], tmp_path: Path) -> None:
-    """Two hundred different files: neither descriptors nor symbols pile up."""
+    """Many different files: neither descriptors nor symbols pile up."""
     from collector.symbols.modules import FILES, Modules
     from collector.symbols.space import Mapped
 
-    modules = Modules(limit=200_000)
+    modules = Modules(limit=40_000)
     before = descriptors()
-    raw = programs["known_rust"].read_bytes()
-    for number in range(200):
+    raw = programs["known_cpp"].read_bytes()
+    for number in range(150):
         file = tmp_path / f"copy{number}"
         file.write_bytes(raw)
         module = modules.of(os.getpid(), Mapped(str(file), "00:01", file.stat().st_ino))
         assert module.elf is not None
         file.unlink()
-        assert modules.bytes <= 200_000 + module.bytes
+        assert modules.bytes <= 40_000 + module.bytes
         assert descriptors() - before <= FILES
     modules.close()
     assert descriptors() == before
+
+
+def descendant(pid: int, name: str) -> int:
+    """The process of that name below ``pid``."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        waiting = [pid]
+        for each in waiting:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{each}/comm").read_text().strip() == name:
+                    return each
+                waiting += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+        time.sleep(0.05)
+    raise AssertionError(f"no {name} below {pid}")
+
+
+def test_a_container_has_files_and_pids_of_its_own(programs: dict[str, Path]) -> None:
+    """The program and its perf map lie on file systems that the host does not see."""
+    work = Path("/var/tmp") / f"bpfleet-test-{os.getpid()}"
+    work.mkdir()
+    steps = (
+        f"mount -t tmpfs none {work} && cp {programs['known_c']} {programs['known_jit']} {work} && "
+        f"mount -t tmpfs none /tmp && {{ {work}/known_jit 30 & exec {work}/known_c 30; }}"
+    )
+    seen: list[int] = []
+    process = subprocess.Popen(
+        [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            steps,
+        ]
+    )
+    symbols = Symbols()
+    try:
+        seen += [descendant(process.pid, "known_c"), descendant(process.pid, "known_jit")]
+        known, jit = seen
+        time.sleep(0.3)
+        assert not (work / "known_c").exists()
+        found = symbols.look_at(known)
+        assert found is not None
+        at = next(n for n, each in enumerate(found.files) if each.name == "known_c")
+        burn = next(a for a, _, name in functions(programs["known_c"]) if name == "burn")
+        place = int(found.starts[at]) - int(found.offsets[at]) + burn + 4
+        assert symbols.user(known, np.array([place], np.uint64))[0].function == "burn"
+        code = next(
+            int(line.split("-")[0], 16)
+            for line in Path(f"/proc/{jit}/maps").read_text().splitlines()
+            if " rwxp " in line
+        )
+        assert symbols.user(jit, np.array([code + 5], np.uint64))[0] == (
+            "js:hot,path square.js:3",
+            "[jit]",
+            "",
+        )
+    finally:
+        for each in seen:
+            with contextlib.suppress(OSError):
+                os.kill(each, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        work.rmdir()
+        symbols.close()
