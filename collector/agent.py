@@ -240,8 +240,8 @@ class Agent:
             self._endpoint.text = metrics.exposition(self._metrics(told))
 
     def _keep_budget(self, now: int) -> None:
-        brakes = self._brakes.now()
-        steps = self._budget.judge(now, self.health.totals, self.health.probe_of, brakes)
+        seen = overhead.Reading(now, self.health.totals, dict(self.reading.spent_ns))
+        steps = self._budget.judge(seen, self._brakes.now())
         for step in steps:
             log.warning("overhead: %s %s: %s", step["probe"] or "bpfleet", step["action"], step["reason"])
         if steps:

@@ -45,7 +45,7 @@ class Health:
     ) -> None:
         """``costs`` is looked at anew each time: programs come and go with desired state."""
         self._attached, self._shipped, self._spool, self._costs = list(attached), shipped, spool, costs
-        self.probe_of = {
+        self._probe_of = {
             stream.name: probe.probe.name for probe in self._attached for stream in probe.probe.streams
         }
         self._source_of = {
@@ -71,7 +71,7 @@ class Health:
         if kind == "program":
             row |= {"probe": name, "program": rest[0]}
         elif kind == "stream":
-            row |= {"probe": self.probe_of.get(name, name), "stream": name}
+            row |= {"probe": self._probe_of.get(name, name), "stream": name}
             if row["lost"]:
                 row["reason"] = LOST_REASON[self._source_of[name]]
         else:

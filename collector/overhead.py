@@ -21,12 +21,13 @@ LEAST = 2  # but at least so many
 CALM = 12  # intervals below RELEASED of the budget before a slowed probe is made one step faster again
 MOST_PATIENT = 64 * CALM
 RELEASED = 0.5
-WORTH = 0.1  # of the budget: a probe that costs less is not worth a step
+WORTH = 0.2  # of the budget: a probe that costs less is not worth a step
+PROCESS = ("process", "")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one probe in one interval. ``own_ns``: its part of the collector's CPU time, by bytes shipped."""
+    """Of one probe in one interval. ``own_ns``: what the collector spent on its rows."""
 
     run_ns: int = 0
     runs: int = 0
@@ -57,28 +58,31 @@ class Bill:
         return self.percent(self.process_ns + sum(each.run_ns for each in self.probes.values()))
 
 
-def bill(before: Totals, now: Totals, probe_of: Mapping[str, str], interval_us: int, cpus: int) -> Bill:
-    """Two readings of the health counters to what happened between them."""
+def bill(before: "Reading", now: "Reading", cpus: int) -> Bill:
+    """What happened between two readings."""
     run: dict[str, tuple[int, int]] = {}
-    sent: dict[str, int] = {}
-    for key, numbers in now.items():
-        old = before.get(key, {})
+    for key, numbers in now.totals.items():
         if key[0] == "program":
+            old = before.totals.get(key, {})
             run_ns, runs = run.get(key[1], (0, 0))
             run_ns += max(numbers["run_ns"] - old.get("run_ns", 0), 0)
             run[key[1]] = run_ns, runs + max(numbers["runs"] - old.get("runs", 0), 0)
-        elif key[0] == "stream":
-            probe = probe_of.get(key[1], "")
-            gained = numbers.get("bytes", 0) - old.get("bytes", 0)
-            sent[probe] = sent.get(probe, 0) + max(gained, 0)
-    process = ("process", "")
-    process_ns = (now[process]["cpu_us"] - before.get(process, {}).get("cpu_us", 0)) * 1000
-    all_sent = max(sum(sent.values()), 1)
-    names = set(run) | set(sent) - {""}
+    process_ns = (now.totals[PROCESS]["cpu_us"] - before.totals[PROCESS]["cpu_us"]) * 1000
     probes = {
-        name: Cost(*run.get(name, (0, 0)), process_ns * sent.get(name, 0) // all_sent) for name in names
+        name: Cost(*run.get(name, (0, 0)), now.own_ns.get(name, 0) - before.own_ns.get(name, 0))
+        for name in {*run, *now.own_ns}
     }
-    return Bill(interval_us, max(interval_us, 1) * 1000 * cpus, process_ns, probes)
+    interval_us = max(now.at_us - before.at_us, 1)
+    return Bill(interval_us, interval_us * 1000 * cpus, process_ns, probes)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The counters at one moment. ``own_ns``: by probe, the collector's CPU time for its rows."""
+
+    at_us: int
+    totals: Totals
+    own_ns: Mapping[str, int]
 
 
 @dataclass
@@ -87,8 +91,7 @@ class Budget:
 
     percent: float
     cpus: int
-    before: Totals = field(default_factory=dict)
-    at_us: int = 0
+    before: Reading | None = None
     seen: int = 0
     over: int = 0
     calm: int = 0
@@ -97,15 +100,13 @@ class Budget:
     slowed: list[str] = field(default_factory=list)  # in the order in which it was done
     complained: bool = False
 
-    def judge(self, now_us: int, totals: Totals, probe_of: Mapping[str, str],
-              brakes: Mapping[str, Brake]) -> list[Row]:  # fmt: skip
+    def judge(self, now: Reading, brakes: Mapping[str, Brake]) -> list[Row]:
         """Look at the last interval and do at most one thing about it: rows of `overhead_event`."""
-        before, at_us = self.before, self.at_us
-        self.before, self.at_us = totals, now_us
+        before, self.before = self.before, now
         self.seen += 1
-        if self.seen <= WARM_UP or not at_us:
+        if self.seen <= WARM_UP or before is None:
             return []
-        made = bill(before, totals, probe_of, now_us - at_us, self.cpus)
+        made, now_us = bill(before, now, self.cpus), now.at_us
         ratio = made.total_percent / self.percent
         self.over = self.over + 1 if ratio > 1 else 0
         self.calm = self.calm + 1 if ratio < RELEASED else 0
@@ -159,7 +160,7 @@ class Budget:
         cost = made.probes.get(name, Cost())
         return self._total(made) + (
             f"; {name} takes {made.percent(cost.run_ns):.2f} % in the kernel"
-            f" and about {made.percent(cost.own_ns):.2f} % in the collector"
+            f" and {made.percent(cost.own_ns):.2f} % in the collector"
         )
 
     def _total(self, made: Bill) -> str:

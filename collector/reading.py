@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,6 +47,7 @@ class Reading:
         if told:
             self.cgroups.refresh = lambda: self._hear_cgroups(told[0])
         self.pace: dict[str, int] = {}  # probe → its aggregates are read at one pass in so many
+        self.spent_ns: Counter[str] = Counter()  # CPU time of this thread, by probe
         self._passes = 0
         self._read_at = dict.fromkeys((each.probe.name for each in attached), time.monotonic())
 
@@ -99,6 +101,7 @@ class Reading:
 
     def decode(self, stream: Stream, *parts: NDArray[Any], interval_us: int = 0) -> None:
         """Kernel arrays to a batch. What cannot be decoded is counted and stops nothing else."""
+        begun = time.thread_time_ns()
         try:
             made = self.decoders.columns(stream, *parts, now_us=now_us(), interval_us=interval_us)
             self.output.ship(stream, made)
@@ -107,6 +110,7 @@ class Reading:
             if not count.invalid:
                 log.exception("%s: events cannot be decoded; further ones are only counted", stream.name)
             count.invalid += len(parts[0])
+        self.spent_ns[stream.probe] += time.thread_time_ns() - begun
 
     # ── Aggregates ───────────────────────────────────────────────────────────────────────────────
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from collecting import CollectorProcess, read_topic, rows, wait_for
 
-from collector.overhead import CALM, SUSTAINED, WARM_UP, Budget, bill
+from collector.overhead import CALM, SUSTAINED, WARM_UP, Budget, Reading, bill
 from collector.overhead_brake import STEPS, Step
 from sinks.kafka_server import KafkaServer
 
@@ -39,6 +40,10 @@ def switching() -> Iterator[None]:
     process.wait()
 
 
+def steps_of(kafka: KafkaServer, host: str) -> list[dict[str, Any]]:
+    return [row for row in rows(read_topic(kafka.servers, "overhead_event", host)) if row["probe"]]
+
+
 def test_a_probe_over_the_budget_is_slowed_then_detached_and_the_others_stay(
     kafka: KafkaServer, tmp_path: Path, switching: None
 ) -> None:
@@ -51,9 +56,10 @@ def test_a_probe_over_the_budget_is_slowed_then_detached_and_the_others_stay(
         collector.start(code=QUICK)
         wait_for(lambda: "runq_latency detached" in collector.said(), 40, "detached")
         time.sleep(1.5)  # some more intervals, in which it must not run
+        wait_for(lambda: len(steps_of(kafka, host)) > STEPS, 60, "delivered")
     finally:
         collector.stop()
-    found = [row for row in rows(read_topic(kafka.servers, "overhead_event", host)) if row["probe"]]
+    found = steps_of(kafka, host)
     assert [each["action"] for each in found] == ["slowed"] * STEPS + ["detached"]
     assert {each["probe"] for each in found} == {"runq_latency"}, "cgroup names the others' rows"
     assert [each["value_after"] for each in found[:STEPS]] == [2000, 4000, 8000]
@@ -111,7 +117,8 @@ class Clockwork:
                 totals["program", name, "hook"] = run
             self.totals = totals
             made += [
-                (row["probe"], row["action"]) for row in self.budget.judge(self.now, totals, {}, self.brakes)
+                (row["probe"], row["action"])
+                for row in self.budget.judge(Reading(self.now, totals, {}), self.brakes)
             ]
         return made
 
@@ -147,16 +154,11 @@ def test_a_slowed_probe_recovers_in_calm_and_later_when_that_was_too_soon() -> N
     assert clockwork.run(1, a=0.2) == [("a", "restored")]
 
 
-def test_the_collector_s_own_time_is_shared_out_by_bytes() -> None:
+def test_a_bill_has_programs_and_the_collector_s_work_on_their_rows() -> None:
     process = ("process", "")
-    before = {process: {"cpu_us": 0}, ("stream", "x"): {"bytes": 100}, ("stream", "y"): {"bytes": 0}}
-    now = {
-        process: {"cpu_us": 1000},
-        ("stream", "x"): {"bytes": 400},
-        ("stream", "y"): {"bytes": 100},
-        ("program", "p", "tp"): {"run_ns": 500, "runs": 5},
-    }
-    made = bill(before, now, {"x": "p", "y": "q"}, SECOND_US, 2)
-    assert made.probes["p"].own_ns == 750_000 and made.probes["q"].own_ns == 250_000
-    assert made.probes["p"].run_ns == 500 and made.probes["p"].total_ns == 750_500
+    before = Reading(0, {process: {"cpu_us": 100}}, {"p": 1000, "q": 5})
+    totals = {process: {"cpu_us": 1100}, ("program", "p", "tp"): {"run_ns": 500, "runs": 5}}
+    made = bill(before, Reading(SECOND_US, totals, {"p": 4000, "q": 5}), 2)
+    assert made.probes["p"].own_ns == 3000 and made.probes["q"].total_ns == 0
+    assert made.probes["p"].total_ns == 3500
     assert made.total_percent == pytest.approx(100 * 1_000_500 / 2e9)
