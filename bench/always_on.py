@@ -93,6 +93,13 @@ class Everything:
 
 def _collect(say: int) -> None:
     """The child: as `bpfleet collect`, without Kafka. Never returns."""
+    try:
+        _collect_and_tell(say)
+    finally:
+        os._exit(0)
+
+
+def _collect_and_tell(say: int) -> None:
     from collector import main
     from collector.agent import Agent
 
@@ -101,24 +108,17 @@ def _collect(say: int) -> None:
     agent = Agent(config, _Nowhere("bench"))
     main.companions(agent, kafka=False)
     costs: dict[str, tuple[int, int]] = {}
-
-    def ready() -> None:
-        os.write(say, b"ready\n")
-
     close = agent.close
 
-    def tell_and_close() -> None:
+    def count_and_close() -> None:
         for each in agent.attached:
             for hook, info in each.run_times().items():
                 costs[f"{each.probe.name} {hook}"] = info.run_count, info.run_time_ns
         close()
 
-    agent.close = tell_and_close  # type: ignore[method-assign]
-    try:
-        main.run(agent, ready)
-        os.write(say, json.dumps(costs).encode())
-    finally:
-        os._exit(0)
+    agent.close = count_and_close  # type: ignore[method-assign]
+    main.run(agent, lambda: os.write(say, b"ready\n") and None)
+    os.write(say, json.dumps(costs).encode())
 
 
 def _rss_mb(pid: int) -> float:
