@@ -235,15 +235,21 @@ def link_create(prog_fd: int, target: int, attach: AttachType, flags: int = 0, c
 
 
 def uprobe_multi_link(
-    prog_fd: int, file: str, offsets: Sequence[int], *, cookies: Sequence[int], pid: int, returns: bool
-) -> int:
-    """A link of a program to many functions of one file, in one process; its cookie tells which is meant."""
+    prog_fd: int, file: str, offsets: Sequence[int], *, pid: int = 0, returns: bool = False,
+    cookies: Sequence[int] = (), semaphores: Sequence[int] = (),
+) -> int:  # fmt: skip
+    """A link of a program to functions of one file, in one process or all; cookies tell which is meant.
+
+    Linux 6.6 or later. Unlike a perf event of a function it does not take CAP_SYS_ADMIN.
+    """
     path = ctypes.create_string_buffer(os.fsencode(file))
     places = ctypes.create_string_buffer(struct.pack(f"={len(offsets)}Q", *offsets))
-    marks = ctypes.create_string_buffer(struct.pack(f"={len(offsets)}Q", *cookies))
+    marks = ctypes.create_string_buffer(struct.pack(f"={len(cookies)}Q", *cookies))
+    counters = ctypes.create_string_buffer(struct.pack(f"={len(semaphores)}Q", *semaphores))
     attributes = pack(
         "IIIIQQQQIII", prog_fd, 0, int(AttachType.TRACE_UPROBE_MULTI), 0, ctypes.addressof(path),
-        ctypes.addressof(places), 0, ctypes.addressof(marks), len(offsets), int(returns), pid,
+        ctypes.addressof(places), ctypes.addressof(counters) if semaphores else 0,
+        ctypes.addressof(marks) if cookies else 0, len(offsets), int(returns), pid,
     )  # fmt: skip
     return system_call(Command.LINK_CREATE, attributes, f"cannot probe {file}")
 

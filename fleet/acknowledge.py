@@ -8,7 +8,7 @@ from typing import Any
 
 from fleet.topic_reader import read
 from schemas import declare, rows, topics, wire
-from schemas.admin import PATIENCE, QUIET, prepare
+from schemas.admin import PATIENCE, QUIET, prepare, watermarks
 from schemas.columns import InvalidBatch
 from schemas.config import Config, kafka_options
 from schemas.desired import Document, now_us
@@ -90,7 +90,7 @@ class Watch:
             places = []
             for number in listed.partitions:
                 place = TopicPartition(name, number)
-                _, place.offset = self._consumer.get_watermark_offsets(place, timeout=PATIENCE)
+                _, place.offset = watermarks(self._consumer, place)
                 places.append(place)
             self._consumer.assign(places)
         except KafkaException as error:

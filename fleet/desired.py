@@ -14,7 +14,7 @@ import msgspec
 
 from fleet.events import Events
 from schemas import declare, desired, topics
-from schemas.admin import COMPACTED, PATIENCE, QUIET, prepare
+from schemas.admin import COMPACTED, PATIENCE, QUIET, prepare, watermarks
 from schemas.config import Config, kafka_options
 from schemas.desired import Document, Kind, Refused, Scope, Sealed, now_us
 from schemas.errors import BpfleetError, UsageError
@@ -76,7 +76,7 @@ class Board:
             place = TopicPartition(topics.DESIRED, 0)
             if not self._exists(consumer, topics.DESIRED):
                 return self.documents
-            low, high = consumer.get_watermark_offsets(place, timeout=PATIENCE)
+            low, high = watermarks(consumer, place)
             if high < self._offset:  # the topic was made anew
                 self._offset, self.documents = 0, {}
             consumer.assign([TopicPartition(topics.DESIRED, 0, max(low, self._offset))])

@@ -1,5 +1,6 @@
 """Topics made when missing, and schemas published: what everyone who writes to Kafka does first."""
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,24 @@ def _quiet(_: Any) -> None:
 
 
 QUIET: dict[str, Any] = {"error_cb": _quiet, "log_level": 0}  # their errors come back from their calls too
+
+
+def watermarks(consumer: Any, place: Any) -> tuple[int, int]:
+    """(low, high) offsets of a partition; one that was made a moment ago may have no leader yet.
+
+    Raises KafkaException when Kafka does not answer.
+    """
+    from confluent_kafka import KafkaException
+
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(place, timeout=PATIENCE)
+            return int(low), int(high)
+        except KafkaException as error:
+            if not error.args[0].retriable() or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def prepare(config: Config, streams: Iterable[Stream], others: Wanted | None = None) -> None:

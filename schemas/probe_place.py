@@ -177,12 +177,13 @@ class FunctionPlace:
     returns: bool = False
     arguments: dict[str, str] = field(default_factory=dict)  # of a marker: arg0 → C
     is_marker: bool = False
+    of_kernel: bool = False
     context: str = "struct pt_regs"
 
     @property
     def hook(self) -> str:
         """The head of its program."""
-        return f"UPROBE({self.label})"
+        return f"{'UPROBE' if self.of_kernel else 'UPROBE_MULTI'}({self.label})"
 
     @property
     def needs(self) -> str:
@@ -243,4 +244,4 @@ def bind_simple(point: Point, label: str) -> Place:
         return RawPlace(point.parts[0])
     if point.kind in ("software", "hardware", "profile"):
         return SamplePlace()
-    return FunctionPlace(label, point.kind in ("uretprobe", "kretprobe"))
+    return FunctionPlace(label, point.kind in ("uretprobe", "kretprobe"), of_kernel=not point.is_user)

@@ -31,7 +31,7 @@ class Whole:
     def __init__(self, place: Place, **collector: Any) -> None:
         self.place = place
         self.collector = CollectorProcess(
-            place.directory / "host", place.servers, HOST, probes=["tcp_flow"], **collector
+            place.directory / "host", place.servers, HOST, probes=["tcp_flow"], kinds=["probe"], **collector
         )
         self.config = place.directory / "operator.yaml"
         tree = {

@@ -1,20 +1,21 @@
 """Perf events that programs of on-demand probes are attached to: functions, markers, samples.
 
-Each call returns descriptors; closing one detaches. perf_event_open(2) of functions takes CAP_PERFMON, and
-the right to read the binary. Programs run for all processes, or for one: then it alone has traps.
+Each call returns descriptors; closing one detaches. Functions of binaries are reached by links for many of
+them (Linux 6.6), which take CAP_BPF and CAP_PERFMON; the older perf events take CAP_SYS_ADMIN. Programs run
+for all processes, or for one: then it alone has traps.
 """
 
 import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from collector import bpf_sys, tracefs
 from collector.bpf_sys import BpfError
-from schemas.errors import BpfleetError
+from schemas.errors import BpfleetError, UsageError
 
 DEVICES = Path("/sys/bus/event_source/devices")
 ONLINE = Path("/sys/devices/system/cpu/online")
@@ -24,15 +25,21 @@ _SOFTWARE, _HARDWARE = 1, 0
 _FREQUENCY, _INHERIT = 1 << 10, 1 << 1
 
 
-def function_event(
-    file: Path, offset: int, *, returns: bool = False, pid: int = -1, semaphore: int = 0
-) -> int:
-    """An event for the instruction at ``offset`` of a file, or for the return from it."""
-    kind = _device("uprobe", "this kernel has no uprobes (CONFIG_UPROBE_EVENTS); take a tracepoint")
-    path = ctypes.create_string_buffer(os.fsencode(file))
-    config = _return_bit("uprobe") * returns | semaphore << 32
-    event = _attributes(kind, config, 1, ctypes.addressof(path), offset)
-    return _open(event, pid, -1 if pid > 0 else 0, f"cannot probe {file} at {offset:#x}")
+def functions(
+    file: Path, offsets: Sequence[int], prog_fd: int, *, returns: bool = False, pid: int = 0,
+    semaphores: Sequence[int] = (), cookies: Sequence[int] = (),
+) -> int:  # fmt: skip
+    """A link that runs a program at instructions of a file, or at the return from the functions there."""
+    try:
+        return bpf_sys.uprobe_multi_link(
+            prog_fd, str(file), offsets, pid=pid, returns=returns, semaphores=semaphores, cookies=cookies
+        )
+    except BpfError as error:
+        if error.errno == errno.ESRCH:
+            raise BpfleetError(f"cannot probe {file}: there is no process {pid}") from None
+        if error.errno == errno.EINVAL:
+            raise UsageError(f"cannot probe {file}: functions of programs take Linux 6.6 or later") from None
+        raise
 
 
 def kernel_event(name: str, *, returns: bool = False) -> int:
@@ -40,7 +47,7 @@ def kernel_event(name: str, *, returns: bool = False) -> int:
     kind = _device("kprobe", NO_KPROBES)
     text = ctypes.create_string_buffer(name.encode())
     event = _attributes(kind, _return_bit("kprobe") * returns, 1, ctypes.addressof(text), 0)
-    return _open(event, -1, 0, f"cannot probe the kernel's {name}")
+    return _open(event, f"cannot probe the kernel's {name}")
 
 
 def kernel_check() -> None:
@@ -117,14 +124,11 @@ def _attributes(kind: int, config: int, period: int, config1: int = 0, config2: 
     return bpf_sys.pack(f"{_BYTES}s", head)
 
 
-def _open(event: bpf_sys.Attr, pid: int, cpu: int, what: str) -> int:
+def _open(event: bpf_sys.Attr, what: str) -> int:
     try:
-        return bpf_sys.perf_event_open(event, pid, cpu, what)
+        return bpf_sys.perf_event_open(event, -1, 0, what)
     except BpfError as error:
-        if error.errno == errno.ESRCH:
-            raise BpfleetError(f"{what}: there is no process {pid}") from None
         if error.errno in (errno.ENOENT, errno.EINVAL, errno.EADDRNOTAVAIL):
-            raise BpfleetError(
-                f"{what}: {bpf_sys.explain(error.errno)}; is it a function of that name?"
-            ) from None
+            why = f"{bpf_sys.explain(error.errno)}; is it a function of that name?"
+            raise BpfleetError(f"{what}: {why}") from None
         raise

@@ -44,7 +44,14 @@ def bind(checked: Checked, pids: Iterable[int] = ()) -> Binding:
         return _syscall(at.parts[0])
     if at.kind in ("function", "kfunction"):
         hooks = (_function(at, "end", True, pids, pid), _function(at, "begin", False, pids, pid))
-        return Binding(Bound(FunctionPlace("begin"), FunctionPlace("end", True), by_stack=True), hooks)
+        return Binding(
+            Bound(
+                FunctionPlace("begin", of_kernel=not at.is_user),
+                FunctionPlace("end", True, of_kernel=not at.is_user),
+                by_stack=True,
+            ),
+            hooks,
+        )
     begin, first = _single(at, "begin", pids, pid)
     if checked.until is None:
         return Binding(Bound(begin), (first,))
@@ -78,7 +85,9 @@ def _single(point: Point, label: str, pids: list[int], pid: int) -> tuple[Place,
     if kind == "usdt":
         return _marker(point, label, pids, pid)
     returns = kind in ("uretprobe", "kretprobe")
-    return FunctionPlace(label, returns), _function(point, label, returns, pids, pid)
+    return FunctionPlace(label, returns, of_kernel=not point.is_user), _function(
+        point, label, returns, pids, pid
+    )
 
 
 def _open_raw(program: Program) -> list[int]:
@@ -121,7 +130,11 @@ def _function(point: Point, label: str, returns: bool, pids: list[int], pid: int
         trap += STEPPED_NS
 
     def hook(program: Program) -> list[int]:
-        return _at_all(places, program.fd, returns=returns, pid=pid)
+        fds: list[int] = []
+        with attach.closing_on_failure(fds):
+            for file, offset in places:
+                fds.append(attach.functions(file, [offset], program.fd, returns=returns, pid=pid))
+        return fds
 
     return Hooking(label, hook, trap)
 
@@ -134,31 +147,22 @@ def _offset(file: Path, symbol: str, plus: int) -> tuple[int, bool]:
         return elf.entry(symbol)
 
 
-def _at_all(
-    places: list[tuple[Path, int]], prog_fd: int, *, returns: bool = False, pid: int = 0, semaphore: int = 0
-) -> list[int]:
-    fds: list[int] = []
-    with attach.closing_on_failure(fds):
-        for file, offset in places:
-            event = attach.function_event(file, offset, returns=returns, pid=pid or -1, semaphore=semaphore)
-            fds += attach.attach([event], prog_fd)
-    return fds
-
-
 def _marker(point: Point, label: str, pids: list[int], pid: int) -> tuple[Place, Hooking]:
-    found = []
+    found = {}
     for file in find(point.parts[0], pids):
         with Elf(file) as elf:
-            found += [(file, each) for each in elf.markers(*point.parts[1:])]
-    texts = {each.arguments for _, each in found}
+            found[file] = elf.markers(*point.parts[1:])
+    texts = {each.arguments for markers in found.values() for each in markers}
     # Where a marker's places keep their arguments differently, none can be read by one program.
     arguments = usdt.arguments(texts.pop()) if len(texts) == 1 else {}
 
     def hook(program: Program) -> list[int]:
         fds: list[int] = []
         with attach.closing_on_failure(fds):
-            for file, each in found:
-                fds += _at_all([(file, each.offset)], program.fd, pid=pid, semaphore=each.semaphore)
+            for file, markers in found.items():
+                offsets, semaphores = [m.offset for m in markers], [m.semaphore for m in markers]
+                counted = semaphores if any(semaphores) else ()
+                fds.append(attach.functions(file, offsets, program.fd, pid=pid, semaphores=counted))
         return fds
 
     return FunctionPlace(label, arguments=arguments, is_marker=True), Hooking(label, hook, TRAP_NS)

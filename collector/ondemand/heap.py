@@ -6,7 +6,6 @@ Otherwise they are there in short windows only, as often as the budget allows, a
 (collector/ondemand/heap_estimate.py).
 """
 
-import errno
 import os
 import threading
 import time
@@ -21,10 +20,9 @@ from numpy.typing import NDArray
 
 from collector import bpf_sys, loader
 from collector.bpf_map import possible_cpus
-from collector.bpf_sys import BpfError
 from collector.clock import now_us
 from collector.loader import Loaded
-from collector.ondemand import heap_estimate
+from collector.ondemand import attach, heap_estimate
 from collector.ondemand.binary import find
 from collector.ondemand.bind import RETURN_TRAP_NS, TRAP_NS
 from collector.ondemand.columns import Columns
@@ -254,9 +252,7 @@ class Heap:
                 for file, functions in self._places:
                     self._link("given", file, {o: c for o, c in functions.items() if c != FREE}, pid)
                     self._link("called", file, functions, pid)
-            except BpfError as error:
-                if error.errno == errno.EINVAL:
-                    raise UsageError("outstanding needs Linux 6.6 or later") from None
+            except BpfleetError:
                 if Path(f"/proc/{pid}").exists():
                     raise
                 continue
@@ -264,12 +260,10 @@ class Heap:
             raise BpfleetError("the process has ended")
 
     def _link(self, program: str, file: Path, functions: Mapping[int, int], pid: int) -> None:
-        self._fds.append(
-            bpf_sys.uprobe_multi_link(
-                self._loaded.program(program).fd, str(file), list(functions),
-                cookies=list(functions.values()), pid=pid, returns=program == "given",
-            )
-        )  # fmt: skip
+        offsets, cookies = list(functions), list(functions.values())
+        fd = self._loaded.program(program).fd
+        returns = program == "given"
+        self._fds.append(attach.functions(file, offsets, fd, returns=returns, pid=pid, cookies=cookies))
 
     def _close(self) -> None:
         """Take the traps out: each link waits for the kernel, so all do at once."""
