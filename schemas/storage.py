@@ -12,6 +12,7 @@ from schemas.errors import UsageError
 KEYS = {"ch.bloom", "ch.rollups", "ch.ttl_longer"}
 START = re.compile(r"toStartOf(?:Minute|FiveMinutes|Hour|Day)\(ts\)")
 SUM = re.compile(r"(\w+)(?: \* (\w+))?")
+HISTOGRAM = re.compile(r"sumForEach\((\w+)\)")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Rollup:
     """
 
     by: tuple[str, ...]
-    sums: tuple[str, ...]  # columns, or products of two
+    sums: tuple[str, ...]  # columns, products of two, or sumForEach(array)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _rollup(tree: Any, fields: set[str]) -> Rollup:
     for each in by:
         _require(each in {*fields, "host"} or bool(START.fullmatch(each)), f"a rollup by `{each}`: no field")
     for each in sums:
-        match = SUM.fullmatch(each)
+        match = SUM.fullmatch(each) or HISTOGRAM.fullmatch(each)
         names = {name for name in match.groups() if name} if match else {each}
         _require(names <= fields, f"a rollup's sum `{each}`: a field, or the product of two")
     return Rollup(tuple(by), tuple(sums))
@@ -83,9 +84,13 @@ def definitions(storage: Storage) -> list[tuple[str, str]]:
     ]
     for number, each in enumerate(storage.rollups, 1):
         by = ", ".join(each.by)
-        sums = "".join(f", sum({expression})" for expression in each.sums)
+        sums = "".join(f", {_sum(expression)}" for expression in each.sums)
         made.append(("PROJECTION", f"rollup_{number} (SELECT {by}, count(){sums} GROUP BY {by})"))
     return made
+
+
+def _sum(expression: str) -> str:
+    return expression if HISTOGRAM.fullmatch(expression) else f"sum({expression})"
 
 
 def life(storage: Storage, days: int) -> str:

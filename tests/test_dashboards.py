@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ from boards import BOARDS, IDS, PANELS, Filled
 
 from fleet.render.frame import Frame
 from fleet.render.variables import Choice, expand
+from schemas import declare
 from schemas.errors import UsageError
+
+STREAMS = declare.streams()
 
 
 def timeseries(frames: dict[str, Frame], panel: Any) -> None:
@@ -181,3 +185,21 @@ def test_hostile_values_of_variables_stay_values(rows: Filled) -> None:
 def test_an_unknown_variable_is_named(rows: Filled) -> None:
     with pytest.raises(UsageError, match="Host has no variable colour"):
         rows.choices(BOARDS["host"], colour=["red"])
+
+
+BY_MINUTE = [
+    (name, panel, sql)
+    for name, panel in PANELS
+    for sql in panel.queries.values()
+    for table in re.findall(r"FROM (\w+)", sql)
+    if "toStartOfMinute(ts)" in sql and table in STREAMS and STREAMS[table].storage.rollups
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "panel", "sql"), BY_MINUTE, ids=[f"{n}: {p.title}" for n, p, _ in BY_MINUTE]
+)
+def test_a_long_window_reads_sums_by_the_minute(rows: Filled, name: str, panel: Any, sql: str) -> None:
+    text = expand(sql, rows.choices(BOARDS[name]), panel.window(rows.window))
+    plan = "\n".join(str(row) for row in rows.ask(f"EXPLAIN {text}").columns[0])
+    assert "rollup_" in plan, plan

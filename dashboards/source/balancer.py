@@ -74,7 +74,7 @@ SELECT countIf(left = 0) AS vips FROM (
     ),
     stat(
         "Packets dropped",
-        f"SELECT sumIf(packets, verdict = 'drop') AS packets FROM lb_stats WHERE {REASONS}",
+        f"SELECT sum(packets) AS packets FROM lb_stats WHERE {REASONS} AND verdict = 'drop'",
         "short",
         "Packets the balancer itself dropped, with a named reason below. Bad: any but malformed ones.",
         link("Attacks", "attacks"),

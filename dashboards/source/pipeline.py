@@ -87,7 +87,7 @@ SELECT max(age) AS seconds FROM (
     ),
     stat(
         "Declared losses",
-        f"SELECT countIf(kind = 'loss') AS ranges FROM {HEALTH}",
+        f"SELECT count() AS ranges FROM {HEALTH} AND kind = 'loss'",
         "short",
         "Ranges of batches that a collector says will never arrive: it was killed, or shed them. Bad: any.",
         link("Host", "host"),
