@@ -25,6 +25,14 @@ for name in [each for each in os.environ if each.startswith("BPFLEET_") and each
     del os.environ[name]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a Grafana to ask, its tests are not part of the run."""
+    if "GRAFANA_URL" not in os.environ:
+        asked = [each for each in items if each.get_closest_marker("grafana")]
+        items[:] = [each for each in items if each not in asked]
+        config.hook.pytest_deselected(items=asked)
+
+
 class StoreProcess:
     """`bpfleet store` as a process of its own, on a fixed port and directory over all its lives.
 
