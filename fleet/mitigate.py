@@ -76,7 +76,7 @@ class Mitigator:
             self._learned = now
         self.watch.read(self._client, self.config.clickhouse, int(now))
         self.refusals.clear()
-        for finding in self.watch.findings(int(now))[:JUDGED]:
+        for finding in self.watch.findings()[:JUDGED]:
             self._consider(finding)
         self.quick()
         for case in self.cases:
@@ -103,7 +103,7 @@ class Mitigator:
         since = finding.since * SECOND - SECOND
         if case is not None:
             rules = [each for each in case.rules if each.vector == finding.vector]
-            if self._answered(rules, now_us) or len(case.rules) >= MOST_RULES:
+            if self._answered(rules, self.watch.present * SECOND) or len(case.rules) >= MOST_RULES:
                 return
             since = max([since, *(each.enforced + SECOND for each in rules)])
         evidence = gather(
@@ -120,7 +120,7 @@ class Mitigator:
         self._answer(finding, case, evidence, opinion.mask, now_us)
 
     def _answered(self, rules: list[Rule], now_us: int) -> bool:
-        """Whether rules of this vector have not had the time to show what they do."""
+        """Whether rules of this vector have not had the time to show what they do, by the samples' clock."""
         for rule in rules:
             if rule.stage == "enforced":
                 begin, patience = rule.enforced, SETTLING_S
@@ -192,7 +192,7 @@ class Mitigator:
         samples, packets, legitimate, hosts = rows[0] if rows else (0, 0, 0, 0)
         now_us = self._now_us()
         if samples < ENOUGH:
-            if now_us - rule.published > PENDING_S * SECOND:
+            if self.watch.present * SECOND - rule.published > PENDING_S * SECOND:
                 rule.stage = "lapsed"
                 self._answers.note(case.event("lapsed", now_us, rule, reason="no shadow sample: it is over"))
             return
@@ -208,7 +208,8 @@ class Mitigator:
         """Count, renew, record; end what is over."""
         now_us = self._now_us()
         before = case.tally.first_drop
-        count(self._client, self.config.clickhouse, case, now_us // SECOND)
+        present = self.watch.present
+        count(self._client, self.config.clickhouse, case, present)
         if case.tally.first_drop and not before:
             self._answers.note(case.event("first_drop", case.tally.first_drop))
         for rule in case.rules:
@@ -216,7 +217,7 @@ class Mitigator:
             if rule.stage in ("enforced", "shadow") and left < self.config.mitigate.rule_ttl_s * SECOND / 2:
                 self._answers.renew(case, rule)
         seen = max(case.last_seen, case.detected // SECOND)
-        if now_us // SECOND - LATE_S - seen >= self.config.mitigate.quiet_s:
+        if present - LATE_S - seen >= self.config.mitigate.quiet_s:
             case.ended = max(case.last_seen * SECOND, case.detected)
             for rule in case.rules:
                 rule.stage = "lapsed"

@@ -11,7 +11,7 @@ from fleet.mitigate_vectors import classified
 from fleet.samples import Block, read
 from schemas.config import Clickhouse
 
-MOST = 6_000  # samples of each sort
+MOST, MOST_OTHERS = 6_000, 12_000  # samples
 MINUTE, HOUR, NOON, DAY = 60, 3600, 43_200, 86_400
 TARGET = "destination BETWEEN toIPv6({low:String}) AND toIPv6({high:String}) AND slot = 65535"
 SOME = f"{TARGET} AND ts >= fromUnixTimestamp64Micro({{since:Int64}}) AND {classified()} = {{vector:String}}"
@@ -24,7 +24,7 @@ AND (ts > fromUnixTimestamp64Micro({{before:Int64}} - {HOUR}000000)
      OR ts > fromUnixTimestamp64Micro({{before:Int64}} - {{days:Int64}} * {DAY}000000)
         AND abs(({{before:Int64}} / 1000000 - toUnixTimestamp(ts) + {NOON}) % {DAY} - {NOON}) < {HOUR // 2})
 """
-NEWEST = f"ORDER BY ts DESC LIMIT {MOST}"
+NEWEST = "ORDER BY ts DESC LIMIT "
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def gather(
 ) -> Evidence:  # fmt: skip
     """Ask for them: of the vector since ``since_us``. Raises what the driver raises."""
     named = ends(target) | {"vector": vector}
-    some = read(client, SOME, named | {"since": since_us}, NEWEST)
-    others = read(client, OTHERS, named | {"since": now_us - MINUTE * 1_000_000}, NEWEST)
+    some = read(client, SOME, named | {"since": since_us}, f"{NEWEST}{MOST}")
+    others = read(client, OTHERS, named | {"since": now_us - MINUTE * 1_000_000}, f"{NEWEST}{MOST_OTHERS}")
     before = read(
         client, BEFORE, ends(target) | {"before": began_us - 15_000_000, "days": days}, f"LIMIT {MOST}"
     )

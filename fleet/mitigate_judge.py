@@ -18,6 +18,7 @@ HEAVY = 0.03  # of the packets, from one source: it is no member of a crowd
 COHERENT = 4  # samples of a flow, before its order says something
 SEGMENTS = 20  # packets that one SYN may stand for
 ALIKE = 0.8  # of the packets
+KNOWN = 20  # legitimate samples, before their lengths say something
 SCANNERS, DOORS = 3, 0.5
 LOUD = 10  # × threshold: no scan is
 
@@ -44,12 +45,27 @@ def judge(vector: Vector, some: Block, others: Block, pps: float, threshold: flo
     if not len(some):
         return Opinion(np.zeros(0, bool), "no samples of it are left")
     mask, reason = WAYS[vector.how](some, others)
+    mask = mask & ~_like(some, mask)
     share = float(some["weight"][mask].sum()) / float(some["weight"].sum())
     if vector.how in ("syn", "scan") and mask.any() and pps * share < LOUD * threshold and _scan(some[mask]):
         mask, reason, share = np.zeros(len(some), bool), "a scan: few sources, each door once", 0.0
     if share * pps < threshold:
         return Opinion(np.zeros(len(some), bool), reason or "too little of it is not legitimate")
     return Opinion(mask)
+
+
+def _like(some: Block, mask: Mask) -> Mask:
+    """Samples of lengths that usual among the legitimate and rare among the rest: people not known yet."""
+    found = np.zeros(len(some), bool)
+    good, bad = some[~mask], some[mask]
+    if len(good) < KNOWN or not len(bad):
+        return found
+    for length in np.unique(good["length"]).tolist():
+        usual = float(good["weight"][good["length"] == length].sum()) / float(good["weight"].sum())
+        rare = float(bad["weight"][bad["length"] == length].sum()) / float(bad["weight"].sum())
+        if rare < usual / 2:
+            found |= some["length"] == length
+    return found
 
 
 def talking(others: Block) -> NDArray[np.bytes_]:

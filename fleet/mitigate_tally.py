@@ -15,7 +15,8 @@ LATE_S = 4  # a second is over when samples of it can no longer come
 GOOD = "(established OR has({good:Array(String)}, toString(source)))"
 SECONDS = f"""
 SELECT second, sum(w * ours), sum(w * (passed AND suspect)), sum(bits * (ours OR passed AND suspect)),
-       sum(w * (ours AND good)), sum(w * ((ours OR passed) AND good)), minIf(micros, ours), groupUniqArray(host)
+       sum(w * (ours AND good)), sum(w * ((ours OR passed) AND good)), minIf(micros, ours),
+       groupUniqArray(host)
 FROM (
     SELECT toUnixTimestamp(ts) AS second, toInt64(toUnixTimestamp64Micro(ts)) AS micros, host,
            toInt64(weight) AS w, w * length * 8 AS bits, {GOOD} AS good, slot = 65535 AS passed,

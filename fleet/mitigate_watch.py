@@ -16,7 +16,8 @@ from fleet.mitigate_vectors import CARPET, RAMP, classified
 from fleet.samples import TRAFFIC
 from schemas.config import Clickhouse, Mitigate
 
-REREAD_S = 8  # how late samples may come
+REREAD_S = 8  # how late samples may come, behind those of other hosts
+LAG_S = 30  # how far all of them may be behind, when the sink is
 KEPT_S = 120
 SAMPLES = 12  # fewer prove nothing
 LEVELS = {4: (24, 20, 16), 6: (64, 56, 48)}  # prefixes that are summed up
@@ -29,6 +30,10 @@ SELECT vector, toString(destination) AS target, toUnixTimestamp(ts) AS second,
 FROM (SELECT *, {classified()} AS vector FROM packet_sample
       WHERE ts >= toDateTime({{since:UInt32}}) AND ts <= toDateTime({{now:UInt32}} + 2) AND {TRAFFIC})
 WHERE vector != '' GROUP BY vector, target, second
+"""
+NEWEST = """
+SELECT max(toUnixTimestamp(ts)) FROM packet_sample
+WHERE ts >= toDateTime({since:UInt32}) AND ts <= toDateTime({now:UInt32} + 2)
 """
 
 
@@ -61,10 +66,16 @@ class Watch:
         self._settings = settings
         self.baseline = Baseline()
         self.series: dict[Key, Series] = defaultdict(Series)
+        self.present = (
+            0  # the second that is now in the store: the fleet's clock, as far as samples have come
+        )
 
     def read(self, client: Any, config: Clickhouse, now: int) -> None:
         """Take in what is stored now; the last seconds are read again. Raises :class:`BpfleetError`."""
-        since = now - REREAD_S
+        newest = ask(client, config, NEWEST, {"since": now - LAG_S, "now": now})
+        latest = int(newest[0][0]) if newest else 0
+        since = (self.present or now) - REREAD_S
+        self.present = max(self.present, min(now, latest or now), now - LAG_S)
         rows = ask(client, config, QUESTION, {"since": since, "now": now})
         for each in self.series.values():
             for second in [at for at in each.packets if at >= since or at < now - KEPT_S]:
@@ -76,8 +87,9 @@ class Watch:
         for key in [key for key, each in self.series.items() if not each.packets and not each.excess]:
             del self.series[key]
 
-    def findings(self, now: int) -> list[Finding]:
-        """Whatever is above what is usual, worst first."""
+    def findings(self) -> list[Finding]:
+        """Whatever is above what is usual at present, worst first."""
+        now = self.present
         seen: set[Key] = set()
         found = list(self._prefixes(now, seen))
         for key, series in self.series.items():

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,16 @@ from lb_fleet import CLONE_NEWNET, ENTER, Relay
 from sinking import Place
 
 from collector import xdp
-from fleet.acknowledge import live_hosts
+from fleet.acknowledge import Watch, live_hosts
+from fleet.desired import Board, Draft
+from fleet.mitigate_vectors import RAMP
 from schemas.config import Config
 from schemas.signing import private_key
 
 HOSTS = (1, 2, 3)
 SERVICE = "10.99.0.80"
-RATE = 700  # packets per second at each host: one host alone would not notice
+RATE, FLOOR = 350, 700  # packets per second at each host; what is an attack: one host alone would not notice
+VOLLEY = 3_000  # packets at each host, counted exactly
 LONGEST_S = 30.0  # an attack that nobody stops ends by itself
 libc = ctypes.CDLL(None, use_errno=True)
 SERVER = """
@@ -77,10 +81,11 @@ class Attack(threading.Thread):
     """Frames to all hosts at a steady rate until stopped, or a number of them."""
 
     def __init__(
-        self, sockets: list[socket.socket], frames: list[bytes], rate: float, count: int = 0
+        self, sockets: list[socket.socket], frames: list[bytes], rate: float, count: int = 0, ramp: float = 0
     ) -> None:
         super().__init__(daemon=True)
         self.sockets, self.frames, self.rate, self.count = sockets, frames, rate, count
+        self.ramp = ramp  # packets per second more in each second
         self.sent = 0  # at each host
         self.stopping = threading.Event()
         self.start()
@@ -88,9 +93,10 @@ class Attack(threading.Thread):
     def run(self) -> None:
         begun = time.monotonic()
         while not self.stopping.is_set() and (not self.count or self.sent < self.count):
-            due = int((time.monotonic() - begun) * self.rate)
-            if time.monotonic() - begun > LONGEST_S:
+            at = time.monotonic() - begun
+            if at > LONGEST_S:
                 return
+            due = int(at * self.rate + at * at * self.ramp / 2)
             due = min(due, self.count or due)
             for at in range(self.sent, due):
                 for each in self.sockets:
@@ -151,6 +157,29 @@ class Client(threading.Thread):
         self.kept.close()
 
 
+@dataclass(frozen=True)
+class Blow:
+    """One attack, as it went."""
+
+    name: str
+    target: str
+    attack: str
+    seconds: float  # from its detection until the last host dropped
+    hosts: int
+    sent: int  # packets of the volley, on all hosts
+    dropped: int
+    legitimate: int  # segments that clients sent meanwhile
+    lost: int
+    broken: int  # clients that lost a connection
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: detected → dropped on {self.hosts} hosts {self.seconds:.2f} s; then"
+            f" {self.dropped / self.sent:.2%} of {self.sent:,} dropped; {self.lost} of {self.legitimate:,}"
+            f" legitimate segments lost, {self.broken} connections broken"
+        )
+
+
 class Fleet:
     """Everything: see the module."""
 
@@ -167,8 +196,9 @@ class Fleet:
         self.config.kafka.servers = place.servers
         self.config.clickhouse.url, self.config.clickhouse.database = place.url, place.database
         self.config.operator.key_file = str(folder / "ops.key")
-        self.settings = {"quiet_s": 6, "rule_ttl_s": 40, **mitigate}
+        self.settings = {"floor_pps": FLOOR, "quiet_s": 6, "rule_ttl_s": 60, **mitigate}
         self.targets = iter(range(1, 250))
+        self._pen: tuple[Board, Watch, dict[str, dict[str, str]]] | None = None
 
     # ── Up and down ──────────────────────────────────────────────────────────────────────────────
 
@@ -287,6 +317,9 @@ class Fleet:
         wait_for(lambda: "mitigating" in (self.folder / "mitigate.log").read_text(), 30, "the service")
 
     def close(self) -> None:
+        if self._pen:
+            self._pen[0].close()
+            self._pen[1].close()
         for client in self.clients:
             client.stop()
         for each in self.processes:
@@ -317,13 +350,46 @@ class Fleet:
     def frames(self, name: str, count: int = 4000) -> tuple[list[bytes], str]:
         """Frames of a pattern to a target of its own, and that target as its record will name it."""
         number, dice = next(self.targets), random.Random(len(self.steps))
+        if name == RAMP:
+            name = "syn flood"
         if name == "carpet bombing":
             return carpet(dice, count, f"10.99.{number}"), f"10.99.{number}."
         target = f"10.99.200.{number}"
         return ATTACKS[name](dice, count, target), target  # type: ignore[call-arg]
 
-    def attack(self, frames: list[bytes], rate: float = RATE, count: int = 0) -> Attack:
-        return Attack(self.attackers, frames, rate, count)
+    def attack(self, frames: list[bytes], rate: float = RATE, count: int = 0, ramp: float = 0) -> Attack:
+        return Attack(self.attackers, frames, rate, count, ramp)
+
+    def strike(self, name: str) -> "Blow":
+        """Attack until the rule is in force everywhere; then a counted volley; what became of all that."""
+        frames, target = self.frames(name)
+        sent_before, again_before = self.retransmitted()
+        attack = self.attack(frames, 0, ramp=20) if name == RAMP else self.attack(frames)
+        try:
+            in_force = self.step("in_force", target, 2 * LONGEST_S if name == RAMP else LONGEST_S)
+        finally:
+            attack.stop()
+        before = self.dropped()
+        volley = self.attack(frames, 1000, VOLLEY)
+        volley.join(LONGEST_S + 5)
+        dropped = self.dropped() - before
+        sent_after, again_after = self.retransmitted()
+        return Blow(
+            name, target, in_force["attack"], in_force["after_us"] / 1e6, in_force["hosts"],
+            volley.sent * len(HOSTS), dropped, sent_after - sent_before, again_after - again_before,
+            sum(each.broken or not each.is_alive() for each in self.clients),
+        )  # fmt: skip
+
+    def publish(self, drafts: "list[Draft]") -> float:
+        """Seconds from publishing to the last host's answer."""
+        if self._pen is None:
+            self._pen = Board(self.config), Watch(self.config), live_hosts(self.config)
+        board, watch, hosts = self._pen
+        documents = board.publish(drafts)
+        answers = watch.wait(documents, hosts, 20)
+        said = {host: each.state if each else "not heard" for (_, host), each in answers.items()}
+        assert set(said.values()) == {"applied"}, said
+        return max(each.heard - documents[0].created for each in answers.values() if each) / 1e6
 
     def step(self, event: str, target: str, seconds: float = 20) -> dict[str, Any]:
         """The first step of that name against that target; waits for it."""
