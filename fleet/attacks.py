@@ -9,7 +9,8 @@ from fleet.samples import Block, Mask, blocks, judge, octets, select
 from schemas.clickhouse import explain
 from schemas.config import Clickhouse
 from schemas.errors import BpfleetError, UsageError
-from schemas.filter_expression import Judge, contains, networks
+from schemas.filter_expression import Judge
+from schemas.filter_prefixes import contains, networks
 
 TIMES = ("began", "detected", "ended", "first_drop")
 MARGIN_US = 2_000_000  # samples just before an attack was noticed, and after its end, are of it

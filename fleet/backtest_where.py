@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 
 from schemas.errors import UsageError
-from schemas.filter_expression import networks
+from schemas.filter_prefixes import networks
 
 # Protocols by name → their number and, for IPv6, that of a fragment, behind which libpcap looks for them.
 PROTOCOLS = {"tcp": (6, 44), "udp": (17, 44), "icmp": (1,), "icmp6": (58, 44)}

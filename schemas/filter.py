@@ -20,8 +20,9 @@ from msgspec import Meta, Struct
 from schemas import filter_fields
 from schemas.desired import Kind
 from schemas.errors import UsageError
-from schemas.filter_expression import NAME, compile_expression, networks
+from schemas.filter_expression import NAME, compile_expression
 from schemas.filter_fields import Fields
+from schemas.filter_prefixes import networks
 
 MAX_PREFIXES = 25_000  # of one document: it must travel; a set may have many documents
 ORDER = 500  # rules are tried by their order, then by their names

@@ -7,7 +7,6 @@ kernel and :class:`Judge` answers for stored samples.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
 from itertools import product
 from threading import Lock
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.errors import UsageError
+from schemas.filter_prefixes import contains, networks
 from schemas.pcap import Instruction, Program
 
 NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
@@ -104,13 +104,14 @@ def _refuse_names(text: str) -> None:
 class Judge:
     """Verdicts of an expression on many stored frames at once, sets and state included."""
 
-    def __init__(self, text: str, sets: Mapping[str, Sequence[str]] | None = None) -> None:
-        """``sets``: the prefixes of each set that the expression names. Raises :class:`UsageError`."""
+    def __init__(self, text: str, sets: Mapping[str, Sequence[str] | NDArray[Any]] | None = None) -> None:
+        """``sets``: the prefixes of each set that the expression names, as text or as made by
+        :func:`schemas.filter_prefixes.networks`. Raises :class:`UsageError`."""
         self.expression = compile_expression(text, MAX_MADE)
         known = sets or {}
         for name in self.expression.sets() - known.keys():
             raise UsageError(f"there is no address set @{name}; define it or correct the name")
-        self._sets = {name: networks(known[name], f"@{name}") for name in self.expression.sets()}
+        self._sets = {name: _spans(known[name], name) for name in self.expression.sets()}
         self._variants: dict[tuple[bool, ...], Program | None] = {}  # None: it cannot match
 
     def select(
@@ -154,33 +155,5 @@ class Judge:
         return self._variants[answers]
 
 
-def networks(prefixes: Sequence[str], where: str) -> NDArray[Any]:
-    """Prefixes as sorted spans without overlap: (first, last) of 16 bytes each, IPv4
-    mapped."""
-    spans = []
-    for text in prefixes:
-        try:
-            network = ip_network(text.strip(), strict=False)
-        except ValueError:
-            raise UsageError(f"{where}: `{text}` is not an address or prefix like 192.0.2.0/24") from None
-        base = 0xFFFF << 32 if network.version == 4 else 0
-        first = base + int(network.network_address)
-        spans.append((first, first + network.num_addresses - 1))
-    merged: list[tuple[int, int]] = []
-    for first, last in sorted(spans):
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
-        else:
-            merged.append((first, last))
-    raw = b"".join(edge.to_bytes(16, "big") for span in merged for edge in span)
-    return np.frombuffer(raw, "S16").reshape(-1, 2)
-
-
-def contains(spans: NDArray[Any], addresses: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Which of the addresses (rows, 16) lie in spans made by :func:`networks`."""
-    if not len(spans) or not len(addresses):
-        return np.zeros(len(addresses), np.bool_)
-    asked = np.ascontiguousarray(addresses).view("S16").reshape(-1)  # compared byte by byte, as numbers are
-    at = np.searchsorted(spans[:, 0], asked, side="right") - 1
-    inside: NDArray[np.bool_] = (at >= 0) & (asked <= spans[np.maximum(at, 0), 1])
-    return inside
+def _spans(prefixes: Sequence[str] | NDArray[Any], name: str) -> NDArray[Any]:
+    return prefixes if isinstance(prefixes, np.ndarray) else networks(prefixes, f"@{name}")

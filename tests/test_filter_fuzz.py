@@ -13,8 +13,9 @@ from collector.filter.trial import trial
 from schemas.desired import Document, Refused
 from schemas.errors import UsageError
 from schemas.filter import FILTER, RuleSpec
-from schemas.filter_expression import Judge, contains, networks
+from schemas.filter_expression import Judge
 from schemas.filter_fields import parse
+from schemas.filter_prefixes import contains, networks
 
 WORDS = st.sampled_from(
     [

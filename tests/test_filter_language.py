@@ -4,9 +4,9 @@ import pytest
 from msgspec import ValidationError, convert
 
 from collector.filter.language import Document, Rule, Scope, action, check
+from schemas.errors import UsageError
 from schemas.filter import Limit
 from schemas.filter_expression import compile_expression
-from schemas.errors import UsageError
 
 
 def test_extensions_become_flags() -> None:

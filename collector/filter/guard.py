@@ -8,7 +8,7 @@ into shadow.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ class Guard:
         while self._passed and (self._rows > MEMORY_ROWS or self._passed[0][0] < oldest):
             self._rows -= len(self._passed.popleft()[1])
 
-    def before(self, rule: Rule, sets: Mapping[str, Sequence[str]]) -> Verdict | None:
+    def before(self, rule: Rule, sets: Mapping[str, NDArray[Any]]) -> Verdict | None:
         """What speaks against enforcing a rule that drops or limits; None: nothing does."""
         events = self._established(MEMORY_S)
         if len(events) < ENOUGH:

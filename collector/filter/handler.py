@@ -10,15 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from numpy.typing import NDArray
 
 from collector import bpf_sys, xdp
 from collector.companion import Companion
 from collector.desired import DesiredState
 from collector.desired_worker import Outcome
-from collector.filter import events, place, wanted
+from collector.filter import events, place, sets, wanted
 from collector.filter.guard import Guard
 from collector.filter.host import Applied, Filter
 from collector.filter.interfaces import chosen, indexes
@@ -32,7 +33,8 @@ from collector.filter.wanted import Wanted
 from schemas.config import Config
 from schemas.desired import Document
 from schemas.errors import BpfleetError
-from schemas.filter import FILTER
+from schemas.filter import FILTER, expression_of
+from schemas.filter_expression import MAX_MADE, compile_expression
 
 if TYPE_CHECKING:
     from collector.agent import Agent
@@ -152,12 +154,16 @@ class Filters(Companion):
             stood = host.state.since.get(rule.id)
             same = stood and (stood.mode, stood.content) == ("enforce", rule.content)
             if _drops(rule) and not same and rule.id not in gathered.forced and rule.id not in self._held:
-                prefixes = {name: [each for part in parts.values() for each in part]
-                            for name, parts in gathered.sets.items()}  # fmt: skip
-                verdict = self._guard.before(rule, prefixes)
+                verdict = self._guard.before(rule, self._edges(rule, gathered))
                 if verdict:
                     self._held[rule.id] = (digests[rule.id], verdict.reason)
         return {name: reason for name, (_, reason) in self._held.items() if name in digests}
+
+    def _edges(self, rule: Rule, gathered: Wanted) -> dict[str, NDArray[Any]]:
+        """The address sets that a rule names, to be searched."""
+        lists = self._lists.parsed(gathered.sets)
+        named = compile_expression(expression_of(rule), MAX_MADE).sets()
+        return {name: sets.edges(lists[name]) for name in named}
 
     def _tell_refused(self, gathered: Wanted, documents: Mapping[str, Document]) -> None:
         """Each refusal once."""

@@ -44,6 +44,14 @@ def chosen(scopes: Iterable[Sequence[str]], watched: Iterable[Sequence[str]]) ->
     return sorted(wanted)
 
 
+def missing(scope: Sequence[str]) -> str:
+    """Why a document of this scope holds nowhere on this host; empty: it does."""
+    names = present()
+    if not scope or any(matches(scope, name) for name in names):
+        return ""
+    return f"no interface here is called {' or '.join(scope)}; there are: {', '.join(names) or 'none'}"
+
+
 def indexes() -> dict[str, int]:
     """Each interface's number: an interface that was made anew has another."""
     return {name: number for number, name in socket.if_nameindex()}

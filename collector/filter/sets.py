@@ -8,8 +8,6 @@ alone (collector.filter.lists).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
-from socket import AF_INET6, inet_pton
 from typing import Any
 
 import numpy as np
@@ -17,10 +15,9 @@ from numpy.typing import NDArray
 
 from collector.filter.layout import CHUNK, MAX_SETS, SPAN
 from schemas.errors import UsageError
+from schemas.filter_prefixes import Prefix6, Spans, in_bytes, ipv4, merge, prefix6
 
 TOP = 1 << 32
-Spans = NDArray[np.int64]
-Prefix6 = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,8 @@ class Prefixes:
 def parse(texts: Sequence[str], where: str) -> Prefixes:
     """Prefixes of a set. Raises :class:`UsageError` naming the first that is none."""
     four = [text for text in texts if ":" not in text]
-    six = tuple(_prefix6(text, where) for text in texts if ":" in text)
-    return Prefixes(_merge(_ipv4(four, where)), six)
-
-
-def _prefix6(text: str, where: str) -> Prefix6:
-    address, slash, bits = text.partition("/")
-    try:
-        number, length = int.from_bytes(inet_pton(AF_INET6, address), "big"), int(bits) if slash else 128
-    except (OSError, ValueError):  # odd, or wrong: the slow way knows
-        network = _network(text, where)
-        return int(network.network_address), network.prefixlen
-    if not 0 <= length <= 128:
-        _network(text, where)
-    return number >> (128 - length) << (128 - length), length
+    six = tuple(prefix6(text, where) for text in texts if ":" in text)
+    return Prefixes(ipv4(four, where), six)
 
 
 def join(parts: Sequence[Prefixes]) -> Prefixes:
@@ -70,46 +55,12 @@ def join(parts: Sequence[Prefixes]) -> Prefixes:
     if len(parts) == 1:
         return parts[0]
     spans = np.concatenate([each.ipv4 for each in parts]) if parts else np.empty((0, 2), np.int64)
-    return Prefixes(_merge(spans), tuple(network for each in parts for network in each.ipv6))
+    return Prefixes(merge(spans), tuple(network for each in parts for network in each.ipv6))
 
 
-def _network(text: str, where: str) -> Any:
-    try:
-        return ip_network(text.strip(), strict=False)
-    except ValueError:
-        raise UsageError(f"{where}: `{text}` is not an address or prefix like 192.0.2.0/24") from None
-
-
-def _ipv4(texts: Sequence[str], where: str) -> Spans:
-    """(start, end) of each, end exclusive."""
-    if not texts:
-        return np.empty((0, 2), np.int64)
-    full = [text if "/" in text else text + "/32" for text in texts]
-    plain = " ".join(full).replace(".", " ").replace("/", " ")
-    try:
-        numbers = np.array(plain.split(), dtype=np.int64).reshape(len(texts), 5)
-    except ValueError:
-        numbers = np.full((1, 5), -1, np.int64)
-    if (numbers < 0).any() or (numbers[:, :4] > 255).any() or (numbers[:, 4] > 32).any():
-        for text in texts:
-            _network(text, where)
-        raise UsageError(f"{where}: prefixes are written like 192.0.2.0/24")
-    address = numbers[:, 0] << 24 | numbers[:, 1] << 16 | numbers[:, 2] << 8 | numbers[:, 3]
-    size = np.int64(1) << (32 - numbers[:, 4])
-    start = address & -size
-    return np.stack([start, start + size], axis=1)
-
-
-def _merge(spans: Spans) -> Spans:
-    """The same addresses as ascending spans that neither overlap nor touch."""
-    if not len(spans):
-        return spans
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
-    reach = np.maximum.accumulate(spans[:, 1])
-    first = np.concatenate([[True], spans[1:, 0] > reach[:-1]])
-    starts = spans[first, 0]
-    last = np.concatenate([np.flatnonzero(first)[1:] - 1, [len(spans) - 1]])
-    return np.stack([starts, reach[last]], axis=1)
+def edges(prefixes: Prefixes) -> NDArray[Any]:
+    """The set as :func:`schemas.filter_prefixes.contains` reads it."""
+    return in_bytes(prefixes.ipv4, prefixes.ipv6)
 
 
 def build(sets: Mapping[int, Prefixes]) -> Tables:

@@ -7,6 +7,7 @@ import msgspec
 
 from collector.desired_worker import Outcome
 from collector.filter import language
+from collector.filter.interfaces import missing
 from collector.filter.language import Rule, Scope
 from schemas import filter as documents
 from schemas.desired import Document
@@ -25,6 +26,7 @@ class Wanted:
     forced: set[str] = field(default_factory=set)  # rules that no guard may touch
     sets: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # set → digest of its part → prefixes
     allow: list[str] = field(default_factory=list)
+    lists: set[str] = field(default_factory=set)  # documents of sets and allow-lists
     watches: list[tuple[str, ...]] = field(default_factory=list)  # patterns of interfaces
     samples: int = DEFAULT_SAMPLES
     refused: dict[str, Outcome] = field(default_factory=dict)  # by document
@@ -67,6 +69,8 @@ def gather(given: Iterable[Document]) -> Wanted:
 
 
 def _take(wanted: Wanted, document: Document, spec: Spec) -> None:
+    if spec.set is not None or spec.allow is not None:
+        wanted.lists.add(document.id)
     if spec.set is not None:
         if document.scope.interfaces:
             raise UsageError("an address set belongs to the whole host; leave --interface out")
@@ -102,9 +106,10 @@ def outcome_of(wanted: Wanted, given: Iterable[Document], held: Mapping[str, str
         answer = wanted.refused.get(name, Outcome())
         if name in held:
             answer = Outcome("refused", held[name])
-        elif answer.state == "applied" and trouble:
+        elif answer.state == "applied":
             reasons = [why for place, why in trouble.items() if document.scope.covers_interface(place)]
-            if reasons and name in wanted.documents:
+            reasons = [*filter(None, [missing(document.scope.interfaces)]), *reasons]
+            if reasons and name not in wanted.lists:
                 answer = Outcome("failed", reasons[0])
         answers[name] = answer
     return answers
