@@ -52,9 +52,9 @@ def sql(
     client = connect(config.clickhouse)
     try:
         if form == "table":
-            _print_table(client, query, _parameters(parameters), limit)
+            print_table(client, query, _parameters(parameters), limit)
         else:
-            _stream(client, query, _parameters(parameters), FORMATS[form])
+            stream(client, query, _parameters(parameters), FORMATS[form])
     except (ClickHouseError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -73,13 +73,15 @@ def _parameters(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _stream(client: Any, query: str, parameters: dict[str, str], form: str) -> None:
+def stream(client: Any, query: str, parameters: dict[str, str], form: str) -> None:
+    """Write the answer to standard output as it comes, in one of FORMATS."""
     with client.raw_stream(query, parameters=parameters, fmt=form) as body:
         shutil.copyfileobj(body, sys.stdout.buffer)
     sys.stdout.flush()
 
 
-def _print_table(client: Any, query: str, parameters: dict[str, str], limit: int) -> None:
+def print_table(client: Any, query: str, parameters: dict[str, str], limit: int) -> None:
+    """Print the answer's first ``limit`` rows for people."""
     result = client.query(query, parameters=parameters)
     if not result.column_names:
         return

@@ -1,0 +1,26 @@
+-- What did this address do to us?
+-- One line for each way it was seen: sampled frames by verdict and rule, connections by their end, kernel drops by
+-- reason. Packets are estimates where frames were sampled, exact for connections.
+-- @address IPv6: the address asked about
+-- @since 90d
+SELECT * FROM (
+    SELECT 'frames' AS seen, verdict AS outcome, rule AS by_what, toString(any(destination)) AS example,
+           uniq(host) AS hosts, uniq(destination) AS peers, topK(3)(destination_port) AS ports, sum(weight) AS packets,
+           sum(weight * length) AS bytes, min(ts) AS first, max(ts) AS last
+    FROM packet_sample WHERE source = {address:IPv6} AND ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
+    GROUP BY verdict, rule
+    UNION ALL
+    SELECT 'connections', ended, direction, toString(any(local_address)), uniq(host), uniq(local_address),
+           topK(3)(if(direction = 'in', local_port, remote_port)), toUInt64(count()),
+           toUInt64(sum(bytes_sent + bytes_received)), min(ts), max(ts)
+    FROM tcp_flow WHERE remote_address = {address:IPv6} AND ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
+    GROUP BY ended, direction
+    UNION ALL
+    SELECT 'kernel drops', toString(reason), toString(any(location)), toString(any(destination_address)), uniq(host),
+           uniq(destination_address), topK(3)(destination_port), toUInt64(sum(weight)), toUInt64(sum(weight * length)),
+           min(ts), max(ts)
+    FROM packet_drop WHERE source_address = {address:IPv6}
+      AND ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
+    GROUP BY reason
+)
+ORDER BY packets DESC
