@@ -27,15 +27,16 @@ def watermarks(consumer: Any, place: Any) -> tuple[int, int]:
 
     Raises KafkaException when Kafka does not answer.
     """
-    from confluent_kafka import KafkaException
+    from confluent_kafka import KafkaError, KafkaException
 
+    passing = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
     end = time.monotonic() + PATIENCE
     while True:
         try:
             low, high = consumer.get_watermark_offsets(place, timeout=PATIENCE)
             return int(low), int(high)
         except KafkaException as error:
-            if not error.args[0].retriable() or time.monotonic() > end:
+            if error.args[0].code() not in passing or time.monotonic() > end:
                 raise
             time.sleep(0.05)
 

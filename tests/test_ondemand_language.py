@@ -184,8 +184,12 @@ def expressions() -> st.SearchStrategy[str]:
         'starts_with({}, "{}")'.format, st.sampled_from(TEXTS), st.text(alphabet="ab/", max_size=5)
     )
     leaf = st.builds("({}) > 3".format, numbers) | texts | starts
-    return st.recursive(leaf, lambda one: st.builds("({} && {})".format, one, one)
-                        | st.builds("({} || {})".format, one, one) | st.builds("!({})".format, one), max_leaves=3)  # fmt: skip
+
+    def more(one: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        both, either = st.builds("({} && {})".format, one, one), st.builds("({} || {})".format, one, one)
+        return both | either | st.builds("!({})".format, one)
+
+    return st.recursive(leaf, more, max_leaves=3)
 
 
 @given(

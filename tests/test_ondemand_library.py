@@ -130,7 +130,8 @@ def test_block_latency(host: Alone, tmp_path: Path) -> None:
 
 def test_page_faults_are_weighted_by_their_period(host: Alone) -> None:
     assert host.run("page-faults", spec("page-faults")).state == "applied"
-    python("import ctypes, mmap; ctypes.CDLL(None).prctl(15, b'faulty')\nm = mmap.mmap(-1, 40 << 20, flags=34)\n"
+    python("import ctypes, mmap; ctypes.CDLL(None).prctl(15, b'faulty')\n"
+           "m = mmap.mmap(-1, 40 << 20, flags=34)\n"
            "for n in range(0, 40 << 20, 4096): m[n] = 1")  # fmt: skip
     rows = host.end("page-faults")
     assert 9_000 <= total(rows, comm="faulty") <= 13_000, "10,240 pages were touched"
