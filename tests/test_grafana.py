@@ -1,6 +1,6 @@
 """Dashboards, rules and data source in a running Grafana: ``GRAFANA_URL=http://… pytest -m grafana``.
 
-``GRAFANA_CLICKHOUSE`` is the store's URL as that Grafana reaches it; default: the tests' own store on loopback.
+``GRAFANA_CLICKHOUSE`` is the store's URL as that Grafana reaches it; default: the store of the tests.
 Everything made here is removed again, except a data source that was there before.
 """
 
