@@ -1,8 +1,8 @@
 """Streams whose rows name stacks: read apart from the others, in a thread of their own, since symbols take
 time.
 
-    stacks = Stacks(sources, Names(symbols), every_s=5)   # a Companion; of each probe a StackSource
-    stacks.arrays()                                       # rows to decode, their stack fields are names by now
+    stacks = Stacks(sources, Names(symbols), every_s=5) # a Companion; a StackSource of each probe
+    stacks.arrays()                                     # rows to decode: their stack fields are names by now
 
 The kernel's number of a stack (bpf/common/stack.h) becomes its name: a hash of its symbolised content, the
 same in all processes and on all hosts. Content goes out once as a row of the stream `stack`, and again when
@@ -32,7 +32,7 @@ from schemas.declare import Stream
 
 log = logging.getLogger("bpfleet.collector")
 LOOK_S = 0.1
-LOOK_STACKS = 100  # symbolised at one look; the rest wait in the ring, which bounds the CPU time of a flood
+LOOK_STACKS = 20  # symbolised at one look; the rest wait in the ring, which bounds the CPU time of a flood
 TOLD_S = 6 * 3600.0  # a stack that is still in use is told again after this time
 KEPT = 32_768  # numbers, and names, that are remembered; twice what the kernel's table of told ones holds
 NAME_BITS = 63  # names travel as Avro longs
@@ -258,6 +258,7 @@ class Stacks(Companion):
                 self._rows_made.append((stream, keys, values, interval))
         if self.names.lost and self.names.is_news(content("user", LOST).name, now):
             self._tell([content("user", LOST)])
+        self.names.symbols.rest()
         self.wake()
 
     def _tell(self, contents: list[Told]) -> None:

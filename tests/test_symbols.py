@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from profiled import compile_all
 
 from collector.symbols import Symbols, elf, opening, perf_map, space
-from collector.symbols.demangle import demangle
+from collector.symbols.demangle import Demangler
 from collector.symbols.modules import PerfMaps
 from collector.symbols.vdso import vdso
 
@@ -34,6 +34,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def demangle(names: list[str]) -> dict[str, str]:
+    demangler = Demangler()
+    try:
+        return demangler.names(names)
+    finally:
+        demangler.close()
 
 
 def opened(file: Path | str) -> int:
@@ -207,8 +215,7 @@ def test_a_file_that_claims_very_much_is_refused_at_once() -> None:
     os.pwrite(fd, bytes(head) + section, 0)
     os.ftruncate(fd, size + 4096)
     before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    with pytest.raises(elf.InvalidElf):
-        elf.read(fd)
+    assert len(elf.read(fd).addresses) == 0
     os.close(fd)
     assert time.monotonic() - begun < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
@@ -253,17 +260,13 @@ def test_any_perf_map_is_read(text: bytes) -> None:
 def test_a_perf_map_that_grows_is_read_again(tmp_path: Path) -> None:
     file = Path(f"/tmp/perf-{os.getpid()}.map")
     maps = PerfMaps()
+    maps.AGAIN_S = 0.0
     try:
-        assert maps.name(os.getpid(), os.getpid(), 0x1010) == ""
+        assert maps.name(os.getpid(), 0x1010) == ""
         file.write_text("1000 100 first\n")
-        assert maps.name(os.getpid(), os.getpid(), 0x1010) == "first"
+        assert maps.name(os.getpid(), 0x1010) == "first"
         file.write_text("1000 100 first\n2000 100 second\n")
-        maps.AGAIN_S = 0  # type: ignore[misc]
-        maps._known = {pid: (*each[:2], 0.0) for pid, each in maps._known.items()}  # type: ignore[assignment]
-        from collections import OrderedDict
-
-        maps._known = OrderedDict(maps._known)
-        assert maps.name(os.getpid(), os.getpid(), 0x2010) == "second"
+        assert maps.name(os.getpid(), 0x2010) == "second"
     finally:
         file.unlink(missing_ok=True)
         maps.close()

@@ -131,27 +131,33 @@ def _with_debug_file(pid: int, stripped: Elf, fd: int) -> Module:
 class PerfMaps:
     """The perf maps of processes with a JIT; read again when they have grown."""
 
-    AGAIN_S = 5.0
+    AGAIN_S: float = 5.0
     KEPT = 64
     BYTES = 16 << 20
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, tuple[perf_map.PerfMap, int, float]] = OrderedDict()
+        self._without: OrderedDict[int, float] = OrderedDict()  # processes with no map, until when
 
-    def name(self, pid: int, inner: int, address: int) -> str:
-        """The JIT's name for an address of ``pid``, which its own namespace calls ``inner``; or ""."""
+    def name(self, pid: int, address: int) -> str:
+        """The JIT's name for an address of a process, or ""."""
+        if time.monotonic() < self._without.get(pid, 0.0):
+            return ""
         known = self._known.get(pid)
         found = known[0].name(known[1], address) if known else ""
         if found or (known and time.monotonic() < known[2]):
             return found
-        known = self._read(pid, inner)
+        known = self._read(pid)
         return known[0].name(known[1], address) if known else ""
 
-    def _read(self, pid: int, inner: int) -> tuple[perf_map.PerfMap, int, float] | None:
+    def _read(self, pid: int) -> tuple[perf_map.PerfMap, int, float] | None:
         try:
-            fd = opening.open_inside(pid, f"/tmp/perf-{inner}.map")
+            fd = opening.open_inside(pid, f"/tmp/perf-{inner_pid(pid)}.map")
         except OSError:
-            return None
+            self._without[pid] = time.monotonic() + self.AGAIN_S
+            if len(self._without) > self.KEPT * 8:
+                self._without.popitem(last=False)
+            return self._known.get(pid)
         before = self._known.pop(pid, None)
         same = before is not None and os.fstat(fd).st_size == before[0].read_bytes
         table = before[0] if before and same else perf_map.read(fd)

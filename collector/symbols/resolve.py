@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from collector.ksym import Symbols as KernelSymbols
 from collector.symbols import space
-from collector.symbols.demangle import demangle
-from collector.symbols.modules import Modules, PerfMaps, inner_pid
+from collector.symbols.demangle import Demangler
+from collector.symbols.modules import Modules, PerfMaps
 from collector.symbols.space import Mapped, Space
 
 SPACES = 512  # processes whose mappings are kept
@@ -47,7 +47,7 @@ class Symbols:
 
     def __init__(self, kernel: KernelSymbols | None = None) -> None:
         self._kernel = kernel or KernelSymbols()
-        self._modules, self._perf_maps = Modules(), PerfMaps()
+        self._modules, self._perf_maps, self._demangler = Modules(), PerfMaps(), Demangler()
         self._spaces: OrderedDict[int, Space] = OrderedDict()
         self._frames: OrderedDict[tuple[str, int, str, int], Frame] = OrderedDict()
         self._readable: OrderedDict[str, str] = OrderedDict()
@@ -58,6 +58,11 @@ class Symbols:
         """Give the files back."""
         self._modules.close()
         self._perf_maps.close()
+        self._demangler.close()
+
+    def rest(self) -> None:
+        """Give back what was not needed for a while; to be called now and then."""
+        self._demangler.rest()
 
     # ── Kernel ───────────────────────────────────────────────────────────────────────────────────
 
@@ -158,7 +163,7 @@ class Symbols:
         return Frame(f"{name}+{address:#x}", name, module.elf.build_id)
 
     def _jit(self, pid: int, file: Mapped, address: int) -> Frame:
-        name = self._perf_maps.name(pid, inner_pid(pid), address)
+        name = self._perf_maps.name(pid, address)
         if name:
             return Frame(clean(name), JIT)
         return Frame(clean(file.path) or "[anonymous]", clean(file.path) or "[anonymous]")
@@ -172,7 +177,7 @@ class Symbols:
             return stacks
         fresh = sorted(mangled - self._readable.keys())
         if fresh:
-            self._readable |= {name: clean(text) for name, text in demangle(fresh).items()}
+            self._readable |= {name: clean(text) for name, text in self._demangler.names(fresh).items()}
         read = {name: self._readable[name] for name in mangled if name in self._readable}
         while len(self._readable) > NAMES:
             self._readable.popitem(last=False)
