@@ -41,12 +41,11 @@ FUNCTIONS = {
     "free": FREE, "malloc": 0, "valloc": 0, "memalign": 1, "aligned_alloc": 1, "calloc": 2, "realloc": 3,
 }  # fmt: skip
 WINDOW_S, LONGEST_S, CALM_S, LEAST_REST_S = 0.02, 0.16, 0.2, 0.05
-UNSETTLED, JUDGED = 0.05, 5  # windows are lengthened when so much may still end, after so many
+UNSETTLED, JUDGED = 0.2, 5  # windows are lengthened when so much may still end, after so many
 SLOWDOWN = 0.06  # of the process: what the traps may take of its time
+BURST_S = 0.03  # of traps, before it is called too much
 MAX_PROCESSES = 8
 FULL = 0.75  # of the table of what is alive: past it every second address is left out
-PAGE = os.sysconf("SC_PAGE_SIZE")
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -55,12 +54,11 @@ class Process:
 
     pid: int
     grown_from: int  # anonymous memory at the beginning
-    cpu_s: float = 0.0
 
     @classmethod
     def of(cls, pid: int) -> "Process":
         """Raises :class:`BpfleetError` when it is gone."""
-        return cls(pid, anonymous(pid), cpu_seconds(pid))
+        return cls(pid, anonymous(pid))
 
 
 def anonymous(pid: int) -> int:
@@ -72,18 +70,6 @@ def anonymous(pid: int) -> int:
     except OSError:
         pass
     raise BpfleetError(f"there is no process {pid}")
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process."""
-    try:
-        text = Path(f"/proc/{pid}/schedstat").read_text()
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        raise BpfleetError(f"there is no process {pid}") from None
-    threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
-    exact = int(text.split()[0]) / 1e9  # of the first thread only
-    return exact if threads == 1 else (int(ticks[11]) + int(ticks[12])) / TICK
 
 
 class Heap:
@@ -167,11 +153,13 @@ class Heap:
     # ── Windows ──────────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        """Look for a moment; then stay, or come and go."""
+        """Stay as long as the traps cost little; else come and go."""
+        begun = time.monotonic()
         while not self._stopping.is_set():
-            share = self._look(self.window_s)
+            self._look(self.window_s)
             allowed = self._allowed()
-            if share <= allowed and not self.windowed:
+            owed = self.cost().total_ns / 1e9 - allowed * (time.monotonic() - begun)
+            if not self.windowed and owed < BURST_S:
                 self._keep_room()
                 continue  # the traps stay
             self._end_window()
@@ -191,7 +179,7 @@ class Heap:
         keys, values, count = live.read(delete=True)
         old_keys, old_values, old = ended.read(delete=True)
         if self.windowed:
-            sums = np.frombuffer(old_values, SUM).reshape(old, -1)
+            sums = np.frombuffer(old_values, SUM).reshape(old, possible_cpus())
             total = np.zeros(old, SUM)
             for name in SUM.names or ():
                 total[name] = sums[name].sum(axis=1)
@@ -219,30 +207,18 @@ class Heap:
         cpus = os.cpu_count() or 1
         return min(SLOWDOWN, self._share * cpus / max(len(self._processes), 1))
 
-    def _look(self, seconds: float) -> float:
-        """Wait, and say which share of the processes' CPU time the traps took meanwhile."""
-        before, cpu = self.cost(), self._cpu()
+    def _look(self, seconds: float) -> None:
+        """Wait, and note what the traps took meanwhile; seldom where they take little."""
+        before = self.cost()
         self._stopping.wait(CALM_S if self._calm and not self.windowed else seconds)
-        gained, used = self.cost().since(before), self._cpu() - cpu
+        self._spent = self.cost().since(before).total_ns / 1e9
         self._took = time.monotonic() - self._opened
-        self._spent = gained.total_ns / 1e9
-        share = self._spent / used if used > 0.001 else 0.0
-        self._calm = share < SLOWDOWN / 4
-        return min(share, 1.0)
+        self._calm = self._spent < SLOWDOWN / 4 * seconds
 
     _calm = False
     _took = 0.0
     _spent = 0.0
     _opened = 0.0
-
-    def _cpu(self) -> float:
-        total = 0.0
-        for pid in list(self._processes):
-            try:
-                total += cpu_seconds(pid)
-            except BpfleetError:
-                continue  # it has ended: nothing more comes from it
-        return total
 
     def _open(self) -> None:
         """Put the traps in; returns first, so that no entry waits for one."""
