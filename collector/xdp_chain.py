@@ -13,6 +13,7 @@ directories: so they find what they left.
 
 import fcntl
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,15 +94,16 @@ def take_next(owner: str, interface: str) -> None:
         pin.unlink()
 
 
-def interfaces(owner: str) -> list[str]:
-    """Interfaces of this network namespace on which the owner has a program."""
+def interfaces(owner: str, *, alive: bool = False) -> list[str]:
+    """Interfaces of this network namespace on which the owner has a program; ``alive``: that still run it."""
     root, space = xdp.PINS / FOLDER, f"{_namespace()}_"
     found = {
         each.parent.name.removeprefix(space).replace("~", ".")
         for end in (FIRST, NEXT)
         for each in root.glob(f"{space}*/{end}{owner}")
     }
-    return sorted(found)
+    present = {name: index for index, name in socket.if_nameindex()}
+    return sorted(each for each in found if not alive or _target(place_of(each)) == present.get(each, -1))
 
 
 def place_of(interface: str) -> Path:

@@ -31,7 +31,7 @@ def show() -> None:
 @decapsulate.command("rm")
 @click.argument("interface")
 def rm(interface: str) -> None:
-    """Stop on INTERFACE."""
+    """Stop taking outer headers off on INTERFACE."""
     from collector.balancer import decapsulate as work
 
     work.remove(interface)

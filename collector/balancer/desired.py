@@ -13,6 +13,7 @@ from collector import xdp, xdp_chain
 from collector.balancer.checker import Checker
 from collector.balancer.reporter import Reporter, Way
 from collector.balancer.state import State, ledger_file
+from collector.desired import DesiredState
 from collector.desired_worker import APPLIED, Outcome
 from schemas import lb
 from schemas.config import Config
@@ -152,7 +153,12 @@ def handler(agent: "Agent") -> Balancers:
         shipped = agent.output.streams.get("lb_stats")
         return shipped.shipped if shipped else 0
 
-    way = Way(partial(agent.next_number, "lb_stats"), partial(agent.fate, "lb_stats"), numbered)
+    def again() -> None:
+        for each in agent.companions:
+            if isinstance(each, DesiredState):
+                each.again(lb.LB.name)
+
+    way = Way(partial(agent.next_number, "lb_stats"), partial(agent.fate, "lb_stats"), numbered, again)
     reporter = Reporter(agent.config, way)
     agent.companions += [reporter, Checker(agent.config)]
     agent.costs["balancer"] = reporter.run_times

@@ -96,6 +96,16 @@ def _routes(addresses: list[str]) -> dict[str, tuple[str, str]]:
     return {given[address]: way for address, way in found.items() if address in given}
 
 
+def known() -> set[tuple[int, bytes]]:
+    """(interface's number, link-layer address) of everyone the kernel knows."""
+    numbers = {name: number for number, name in socket.if_nameindex()}
+    return {
+        (numbers[interface], mac_bytes(mac))
+        for (_, interface), mac in _neighbours().items()
+        if interface in numbers
+    }
+
+
 def _neighbours() -> dict[tuple[str, str], str]:
     """(address, interface) → link-layer address, of everyone the kernel knows."""
     found = json.loads(_run(["ip", "-j", "neigh", "show"]) or "[]")

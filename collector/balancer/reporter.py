@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from collector import bpf_sys, xdp
-from collector.balancer import ledger, ring
+from collector import bpf_sys, xdp, xdp_chain
+from collector.balancer import ledger, next_hop, ring
 from collector.balancer.dataplane import PROGRAM, Dataplane
 from collector.balancer.journal import Journal
 from collector.balancer.layout import REASONS
@@ -32,7 +32,7 @@ from schemas.config import Config
 from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
-STATS_S, FLOWS_S, DRAINS_S = 1.0, 0.25, 2.0
+STATS_S, FLOWS_S, DRAINS_S, WAYS_S = 1.0, 0.25, 2.0, 5.0
 FLOW = declare.streams()["lb_flow"]
 FLOW_REASONS = {each.number: each.name for each in REASONS} | {len(REASONS): "ring"}
 
@@ -44,6 +44,7 @@ class Way:
     next_number: Callable[[], int]
     fate: Callable[[int], bool | None]  # of an earlier process's batch: arrives, or not; None: not known yet
     numbered: Callable[[], int]  # rows that got a number since the start
+    again: Callable[[], None]  # have desired state applied once more
 
 
 class Reporter(Companion):
@@ -63,7 +64,7 @@ class Reporter(Companion):
         self._ledger, self._stamp = Ledger(), 0
         self._put = 0  # rows of lb_stats
         self._on_the_way = False
-        self._due = dict.fromkeys(("stats", "flows", "drains"), 0.0)
+        self._due = dict.fromkeys(("stats", "flows", "drains", "ways"), 0.0)
         self._run_times = RunTimes()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="balancer", daemon=True)
@@ -109,6 +110,10 @@ class Reporter(Companion):
             if now >= self._due["drains"]:
                 self._due["drains"] = now + DRAINS_S
                 self._tell_drains()
+            if now >= self._due["ways"]:
+                self._due["ways"] = now + WAYS_S
+                if self._plane is not None and self._ledger.documents and self._is_astray(self._plane):
+                    self._way.again()
         except BpfleetError as error:
             log.warning("balancer: %s", error)
             self._close()
@@ -216,6 +221,21 @@ class Reporter(Companion):
         if now != told:
             self._stats.shipped.drained = sorted(now)
             self._stats.write()
+
+    def _is_astray(self, plane: Dataplane) -> bool:
+        """An interface was made anew, or a next hop has another link-layer address by now."""
+        applied = lb.parse(self._ledger.applied)
+        if not set(applied.interfaces) <= set(xdp_chain.interfaces(plane.place.name, alive=True)):
+            return True
+        if applied.next_hop:
+            return False
+        backends, known = plane.read_backends(), next_hop.known()
+        for name, vip in applied.vips.items():
+            for real in vip.reals:
+                one = backends[self._ledger.backend(name, real.address)]
+                if not real.mac and (int(one["ifindex"]), one["macs"].tobytes()[:6]) not in known:
+                    return True
+        return False
 
 
 class RunTimes:

@@ -70,6 +70,8 @@ class State:
             known = Ledger()
         elif known.program != dataplane.digest():
             events.add({"event": "program", "reason": "another version of it took over the maps"})
+            known.program = dataplane.digest()
+            ledger.write(known, file)
         known.program = dataplane.digest()
         return cls(plane, known, file, lock, events)
 
