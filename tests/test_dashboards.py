@@ -10,6 +10,7 @@ from boards import BOARDS, IDS, PANELS, Filled
 
 from fleet.render.frame import Frame
 from fleet.render.variables import Choice, expand
+from fleet.render.window import Window
 from schemas import declare
 from schemas.errors import UsageError
 
@@ -203,3 +204,15 @@ def test_a_long_window_reads_sums_by_the_minute(rows: Filled, name: str, panel: 
     text = expand(sql, rows.choices(BOARDS[name]), panel.window(rows.window))
     plan = "\n".join(str(row) for row in rows.ask(f"EXPLAIN {text}").columns[0])
     assert "rollup_" in plan, plan
+
+
+def test_what_began_before_the_window_still_holds(rows: Filled) -> None:
+    """A real that went down yesterday is down, whatever the last hour shows."""
+    board = BOARDS["balancer"]
+    panel = next(each for each in board.panels if each.title == "Reals down")
+    day = Window.of(rows.end + 80_000, rows.end + 83_600)
+    (sql,) = panel.queries.values()
+    (count,) = rows.ask(expand(sql, rows.choices(board), day)).columns[0]
+    assert count > 0
+    month = Window.of(rows.end + 31 * 86_400, rows.end + 31 * 86_400 + 3_600)
+    assert list(rows.ask(expand(sql, rows.choices(board), month)).columns[0]) == [0]

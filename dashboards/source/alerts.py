@@ -205,7 +205,7 @@ BALANCER = [
 SELECT host, vip, real, toUInt8(argMax(state, ts) = 'down') AS value
 FROM lb_event WHERE {TIME} AND event = 'health' GROUP BY host, vip, real""",
         above=0,
-        window=604_800,
+        window=2_592_000,
         lasting="30s",
         severity="warning",
         panel=("balancer", "Health of reals"),
@@ -221,7 +221,7 @@ SELECT host, vip, toUInt8(sum(slots) = 0) AS value FROM (
   WHERE {TIME} AND event = 'ring' GROUP BY host, vip, real)
 GROUP BY host, vip""",
         above=0,
-        window=604_800,
+        window=2_592_000,
         severity="critical",
         panel=("balancer", "VIPs without reals"),
         what="{{ .Labels.vip }} on {{ .Labels.host }} has no real: nobody answers there",

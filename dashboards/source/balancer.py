@@ -14,7 +14,7 @@ from dashboards.source.panels import (
     thresholds,
     timeseries,
 )
-from dashboards.source.parts import BY_MINUTE, HERE, HERE_BY_MINUTE, MARKS, WHERE, address, share
+from dashboards.source.parts import BY_MINUTE, EVER, HERE, HERE_BY_MINUTE, HOSTS, MARKS, WHERE, address, share
 
 VIPS = "$__conditionalAll(vip IN (${vip:singlequote}), $vip)"
 VIP = many(
@@ -23,9 +23,10 @@ VIP = many(
 SENT = f"{HERE_BY_MINUTE} AND {VIPS} AND real != ''"
 REASONS = f"{HERE_BY_MINUTE} AND {VIPS} AND reason != ''"
 EVENTS = f"{HERE} AND {VIPS}"
+LASTING = f"{EVER} AND {HOSTS} AND {VIPS}"
 LAST_HEALTH = f"""
 SELECT vip, real, host, argMax(state, ts) AS last, max(ts) AS since, argMax(reason, ts) AS why
-FROM lb_event WHERE {EVENTS} AND event = 'health' GROUP BY vip, real, host"""
+FROM lb_event WHERE {LASTING} AND event = 'health' GROUP BY vip, real, host"""
 
 
 def rate(by: str, of: str, where: str) -> str:
@@ -65,7 +66,7 @@ PANELS = [
 SELECT countIf(left = 0) AS vips FROM (
   SELECT host, vip, sum(slots) AS left FROM (
     SELECT host, vip, real, argMax(slots, ts) AS slots FROM lb_event
-    WHERE {EVENTS} AND event = 'ring' GROUP BY host, vip, real)
+    WHERE {LASTING} AND event = 'ring' GROUP BY host, vip, real)
   GROUP BY host, vip)""",
         "short",
         "VIPs whose ring has no slot left for any real, once per balancer. Bad: any: nobody answers there.",

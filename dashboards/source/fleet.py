@@ -2,7 +2,7 @@
 
 from dashboards.source.board import dashboard
 from dashboards.source.panels import ANY_IS_BAD, bars, link, row, row_link, stat, states, table, thresholds
-from dashboards.source.parts import HERE_BY_MINUTE, HOSTS, MARKS, TIME, WHERE, hosts, share
+from dashboards.source.parts import EVER, HERE_BY_MINUTE, HOSTS, MARKS, TIME, WHERE, hosts, share
 
 # Codes of the state timeline; the words are the table verdict's.
 VERDICTS = {
@@ -41,13 +41,13 @@ SELECT countIf(age > 120) AS hosts
 FROM (SELECT dateDiff('second', max(ts), $__toTime) AS age FROM host WHERE {TIME} AND {HOSTS}
   GROUP BY host)"""
 
-LAST_STATE = f"SELECT argMax(state, revision) AS state FROM attack WHERE {TIME} GROUP BY id"
+LAST_STATE = f"SELECT argMax(state, revision) AS state FROM attack WHERE {EVER} GROUP BY id"
 ATTACKS_NOW = f"SELECT countIf(state = 'active') AS attacks FROM ({LAST_STATE})"
 
 REALS_DOWN = f"""
 SELECT countIf(state = 'down') AS reals FROM (
   SELECT argMax(state, ts) AS state FROM lb_event
-  WHERE {TIME} AND event = 'health' AND {HOSTS} GROUP BY host, vip, real)"""
+  WHERE {EVER} AND event = 'health' AND {HOSTS} GROUP BY host, vip, real)"""
 
 LOST = f"""
 SELECT sum(lost) + sum(shed) + sum(refused) + sum(invalid) AS events

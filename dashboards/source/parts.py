@@ -26,6 +26,8 @@ TIME = "$__timeFilter(ts)"
 HERE = f"{TIME} AND {HOSTS}"
 # A long window reads sums by the minute (projections of the tables), which need the minute in the condition.
 MINUTE = "$__timeFilter(toStartOfMinute(ts))"
+# What holds at the end of the window may have begun long before it: for small tables of changes.
+EVER = "ts <= $__toTime AND ts > $__toTime - INTERVAL 30 DAY"
 HERE_BY_MINUTE = f"{MINUTE} AND {HOSTS}"
 BY_MINUTE = "$__timeInterval(toStartOfMinute(ts)) AS time"
 BY_TIME = "$__timeInterval(ts) AS time"

@@ -2,7 +2,7 @@
 
 from dashboards.source.board import dashboard, many
 from dashboards.source.panels import ANY_IS_BAD, bars, heatmap, link, row, row_link, stat, table, timeseries
-from dashboards.source.parts import HERE, MARKS, WHERE
+from dashboards.source.parts import EVER, HERE, HOSTS, MARKS, WHERE
 
 PROBES = "$__conditionalAll(probe IN (${probe:singlequote}), $probe)"
 PROBE = many(
@@ -16,7 +16,7 @@ LAST = f"""
 SELECT probe, host, argMax(event, ts) AS last, argMax(cpu_share, ts) AS cost, argMax(budget, ts) AS allowed,
   argMax(runs_per_s, ts) AS rate, argMax(sample, ts) AS one_in, argMax(reason, ts) AS why, max(ts) AS at,
   max(probe_event.lost) AS lost_events
-FROM probe_event WHERE {MINE} GROUP BY probe, host"""
+FROM probe_event WHERE {EVER} AND {HOSTS} AND {PROBES} GROUP BY probe, host"""
 
 
 def log2_column(number: int) -> str:
