@@ -115,7 +115,7 @@ def memory_limit(directory: Path) -> Iterator[str]:
     file = directory / f"pages{next(_numbers)}"
     fd = os.open(file, os.O_RDWR | os.O_CREAT)
     try:
-        for _ in range(200):
+        for _ in range(96):
             os.write(fd, os.urandom(1 << 20))
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # else its pages are charged to us
@@ -129,8 +129,8 @@ def memory_limit(directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def loop(backing: str) -> Iterator[str]:
-    device = sh("losetup", "--find", "--show", backing)
+def loop(backing: str, *options: str) -> Iterator[str]:
+    device = sh("losetup", "--find", "--show", *options, backing)
     try:
         yield device
     finally:
@@ -168,16 +168,20 @@ def io_limit(directory: Path) -> Iterator[str]:
 
 @contextmanager
 def slow_device(directory: Path) -> Iterator[str]:
-    """A device whose backing store makes it wait: slow for everybody, and nobody has a limit on it."""
-    with image(directory) as file, loop(file) as below, group("below", "blkio") as own:
+    """A device whose backing store makes it wait: slow for everybody, and no reader has a limit on it."""
+    with ExitStack() as stack:
+        file = stack.enter_context(image(directory))
+        below = stack.enter_context(loop(file))
+        device = stack.enter_context(loop(below, "--direct-io=on"))
+        # Of v1, the root has a limit too; requests of a loop device count for who made them.
+        own = stack.enter_context(group("below", "blkio"))
         limit = Path(mounts()["blkio"]) if "blkio" in own.v1 else own.unified
-        name, text = "blkio.throttle.read_iops_device", f"{number_of(below)} 12"
-        with loop(below) as device, work("read_direct", device, into=own):
-            (limit / name).write_text(text)
-            try:
-                yield Path(device).name
-            finally:
-                (limit / name).write_text(f"{number_of(below)} 0")
+        name = "blkio.throttle.read_iops_device" if "blkio" in own.v1 else "io.max"
+        narrow, wide = ("12", "0") if "blkio" in own.v1 else ("riops=12", "riops=max")
+        stack.enter_context(work("read_direct", device, into=None if "blkio" in own.v1 else own))
+        (limit / name).write_text(f"{number_of(below)} {narrow}")
+        stack.callback((limit / name).write_text, f"{number_of(below)} {wide}")
+        yield Path(device).name
 
 
 class Net:

@@ -39,8 +39,8 @@ LIMITS = {
     # A tenth of the time a task waits for memory that it had: below that PSI is hardly felt.
     "cgroup.memory_some": Limit(10, ceiling=50),
     "pressure.memory_some": Limit(10, ceiling=50),
-    # 2 MB/s of pages that were just thrown out; counted where the reads wait, see REFAULT_WAIT.
-    "cgroup.refaults": Limit(500, ceiling=5000),
+    # 1 MB/s of pages that were just thrown out; counted where the reads wait, see REFAULT_WAIT.
+    "cgroup.refaults": Limit(300, ceiling=5000),
     "cgroup.oom_kills": Limit(0.1),
     "pressure.oom_kills": Limit(0.1),
     # A rotating disk needs 10 ms; 30 is a queue. A host that knows its disk to be fast is told sooner.
@@ -63,7 +63,7 @@ SLOWED = 35.0  # % of its time that a victim's tasks waited rather than ran
 THROTTLED_S = 0.03  # seconds a second that a quota kept CPUs from a cgroup
 IO_WAIT = 10.0  # % of the time that somebody waits for I/O: a slow disk that nobody waits for is none
 LIMIT_WAIT = 20.0  # the same of a cgroup at its limit
-REFAULT_WAIT = 20.0  # % of the time that tasks of a cgroup that reads its pages again wait for memory or I/O
+REFAULT_WAIT = 10.0  # % of the time that tasks of a cgroup that reads its pages again wait for memory or I/O
 FULL = 85.0  # % of a limit in use: a cgroup with room to spare reads again for reasons of its own
 REQUESTS = 1.0  # a second: fewer say nothing of a disk
 RETRANSMITS = 0.6  # a second: three in a window

@@ -11,6 +11,7 @@ from fleet.diagnose.finding import Figure, Finding
 from fleet.diagnose.view import View
 
 ROOT = "/"
+MOST = 3  # findings of one rule: more say no more
 LOOPBACK = ("127.", "::1")
 LONG_POLLS = tuple(f":{port}" for port in limits.LONG_POLLS)
 
@@ -27,6 +28,7 @@ def judge(view: View, own_servers: frozenset[str] = frozenset()) -> list[Finding
 
 def quota(view: View) -> list[Finding]:
     """A cgroup that its own CPU quota stops, though the host may be idle."""
+    found: list[Finding] = []
     for worst in view.past("cgroup.throttled"):
         cgroup = worst.thing
         held = view.beside(worst, "cgroup.throttled_time", cgroup)
@@ -39,8 +41,9 @@ def quota(view: View) -> list[Finding]:
             f"{used.value:.2f} CPUs of {granted:.2f} granted and was held for {held.value:.2f} s each second"
         )
         busy = view.beside(worst, "pressure.cpu_busy")
-        return [_finding(view, "cpu_quota", worst, summary, "cgroup", cgroup, others=(held, used, busy))]
-    return []
+        others = (held, used, busy)
+        found.append(_finding(view, "cpu_quota", worst, summary, "cgroup", cgroup, others=others))
+    return found[:MOST]
 
 
 def memory(view: View) -> list[Finding]:
@@ -92,6 +95,7 @@ def disk(view: View, found: list[Finding]) -> list[Finding]:
 
 
 def _io_limit(view: View) -> list[Finding]:
+    found: list[Finding] = []
     for worst in view.past("io_limit.used"):
         cgroup, _, device = worst.thing.partition("\n")
         own = view.beside(worst, "cgroup.io_some", cgroup)
@@ -103,11 +107,13 @@ def _io_limit(view: View) -> list[Finding]:
             f"{cgroup} is held at its I/O limit on {device}: {worst.value:.0f} % of what it grants is"
             f" used, and its tasks wait for I/O {waits.value:.0f} % of the time"
         )
-        return [_finding(view, "slow_disk", worst, summary, "cgroup", cgroup, others=(waits, host))]
-    return []
+        others = (waits, host)
+        found.append(_finding(view, "slow_disk", worst, summary, "cgroup", cgroup, others=others))
+    return found[:MOST]
 
 
 def _slow_device(view: View, found: list[Finding]) -> list[Finding]:
+    made: list[Finding] = []
     thrashing = any(each.verdict == "memory_pressure" for each in found)
     for worst in view.past("block.await"):
         waits = view.beside(worst, "pressure.io_some")
@@ -119,8 +125,9 @@ def _slow_device(view: View, found: list[Finding]) -> list[Finding]:
             f"requests to {worst.thing} take {worst.value:.0f} ms (usually {worst.baseline:.1f} ms) at"
             f" {requests.value:.0f} requests/s, and tasks wait for I/O {waits.value:.0f} % of the time"
         )
-        return [_finding(view, "slow_disk", worst, summary, "device", worst.thing, others=(requests, waits))]
-    return []
+        others = (requests, waits)
+        made.append(_finding(view, "slow_disk", worst, summary, "device", worst.thing, others=others))
+    return made[:MOST]
 
 
 def cpu(view: View, found: list[Finding]) -> list[Finding]:
@@ -193,9 +200,11 @@ def _per_cpu(view: View, waiting: Figure) -> Figure:
 
 
 def network(view: View) -> list[Finding]:
-    """Remotes to which segments are lost or late; one finding, of the worst of them."""
-    found = [*_loss(view), *_latency(view)]
-    return sorted(found, key=lambda each: -each.deciding.ratio)[:1]
+    """Remotes to which segments are lost or late: those with most lost segments, and the latest."""
+    lost = sorted(_loss(view), key=lambda each: -each.others[0].value)[:MOST]
+    lossy = {each.culprit for each in lost}
+    late = [each for each in _latency(view) if each.culprit not in lossy]
+    return lost + sorted(late, key=lambda each: -each.deciding.ratio)[:MOST]
 
 
 def _loss(view: View) -> Iterable[Finding]:
@@ -244,6 +253,7 @@ def servers(view: View, found: list[Finding], own: frozenset[str]) -> list[Findi
     """A server that takes long to answer, with the network's part taken off."""
     short = any(each.verdict in ("cpu_saturation", "noisy_neighbour", "memory_pressure", "slow_disk")
                 for each in found)  # fmt: skip
+    made: list[Finding] = []
     for worst in view.past("server.answer"):
         server = worst.thing
         slow = view.beside(worst, "server.slow", server)
@@ -258,11 +268,9 @@ def servers(view: View, found: list[Finding], own: frozenset[str]) -> list[Findi
             f"{server} takes {worst.value:.0f} ms to answer beyond the round trip (usually"
             f" {worst.baseline:.1f} ms); {slow.value:.0f} % of {answers.value:.1f} answers/s are slow"
         )
-        rtt = view.beside(worst, "tcp.rtt", server.rpartition(":")[0])
-        return [
-            _finding(view, "remote_slowness", worst, summary, "remote", server, others=(slow, answers, rtt))
-        ]
-    return []
+        others = (slow, answers, view.beside(worst, "tcp.rtt", server.rpartition(":")[0]))
+        made.append(_finding(view, "remote_slowness", worst, summary, "remote", server, others=others))
+    return made[:MOST]
 
 
 def _finding(view: View, verdict: str, deciding: Figure, summary: str, kind: str, culprit: str,
