@@ -72,6 +72,11 @@ class Symbols:
         self._table: Table | None = None
         self._read_at = -REREAD_S
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the table is there."""
+        return self._table is not None
+
     def name(self, address: int) -> str:
         """The symbol's name; hexadecimal when the kernel does not tell, empty for address 0."""
         if not address:

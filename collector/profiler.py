@@ -38,6 +38,8 @@ def attach(attached: Iterable[Attached], kernel: KernelSymbols, config: Collecto
         return None
     if not privileges.has(privileges.Capability.SYS_PTRACE):
         log.warning("stacks of programs have no names: other processes are hidden; grant CAP_SYS_PTRACE")
+    if not kernel.is_read:
+        kernel.read()
     found = sources.get(CPU_PROFILE)
     clocks = Clocks(found.loaded, config.profile_hz) if found else None
     stacks = [each.stacks for each in sources.values() if each.stacks]

@@ -32,7 +32,8 @@ from schemas.declare import Stream
 
 log = logging.getLogger("bpfleet.collector")
 LOOK_S = 0.1
-LOOK_STACKS = 20  # symbolised at one look; the rest wait in the ring, which bounds the CPU time of a flood
+LOOK_STACKS = 100  # named at one look
+WAITING = 1000  # stacks; the rest wait in the ring, and then in the kernel, which bounds the work of a flood
 TOLD_S = 6 * 3600.0  # a stack that is still in use is told again after this time
 KEPT = 32_768  # numbers, and names, that are remembered; twice what the kernel's table of told ones holds
 NAME_BITS = 63  # names travel as Avro longs
@@ -190,6 +191,7 @@ class Stacks(Companion):
         self.names = names
         self.every_s = every_s
         self._sources = list(sources)
+        self._waiting: deque[NDArray[Any]] = deque()  # stacks to be named
         self._rows_made: deque[Rows] = deque(maxlen=1024)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stacks", daemon=True)
@@ -234,10 +236,19 @@ class Stacks(Companion):
             self._failed = True
 
     def look(self, limit: int = LOOK_STACKS) -> None:
-        """Learn new stacks while their processes are there."""
+        """Meet new processes while they are there; name some of the stacks that wait."""
         for source in self._sources:
-            if source.ring.waiting:
-                self._tell(self.names.learn(source.ring.read(limit)))
+            if source.ring.waiting and sum(map(len, self._waiting)) < WAITING:
+                records = source.ring.read(WAITING)
+                self._waiting.append(records)
+                for pid in np.unique(records["pid"]).tolist():
+                    self.names.symbols.look_at(pid)
+        while self._waiting and limit > 0:
+            records = self._waiting.popleft()
+            if len(records) > limit:
+                self._waiting.appendleft(records[limit:])
+            self._tell(self.names.learn(records[:limit]))
+            limit -= len(records)
 
     def read(self) -> None:
         """Take the aggregates and name their stacks."""

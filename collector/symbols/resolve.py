@@ -85,6 +85,8 @@ class Symbols:
 
     def look_at(self, pid: int) -> Space | None:
         """The mappings of a process, as they are or as they last were; None if never seen."""
+        if not pid:
+            return None
         known, now = self._spaces.get(pid), time.monotonic()
         if known is not None and now - self._checked.get(pid, 0.0) < CHECK_S:
             return known
@@ -100,6 +102,9 @@ class Symbols:
         if fresh is None:
             return self._spaces.get(pid)
         self._spaces[pid] = fresh
+        program = next((each for each in fresh.files if each.is_file), None)
+        if program:
+            self._modules.of(pid, program)  # its libraries others have, too; itself perhaps nobody
         self._spaces.move_to_end(pid)
         while len(self._spaces) > SPACES:
             self._spaces.popitem(last=False)
