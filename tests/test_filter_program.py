@@ -125,9 +125,11 @@ def test_age_counts_from_creation(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("prefix", "passed"), [(32, 6), (24, 2)])
 def test_limit_per_source(bench: Bench, prefix: int, passed: int) -> None:
-    bench.apply(rule("limited", "udp", action=f"limit 10 pps per source /{prefix}"))
+    bench.apply(rule("limited", "udp", action=f"limit 1 pps per source /{prefix}"))
+    begin = time.monotonic()
     verdicts = [bench.send(udp(f"203.0.113.{host}")) for host in (1, 2, 3) for _ in range(10)]
-    assert verdicts.count(PASS) == passed
+    more = int(time.monotonic() - begin) * (3 if prefix == 32 else 1)  # a second lets one more through
+    assert passed <= verdicts.count(PASS) <= passed + more
     assert bench.count("limited", "pass") + bench.count("limited", "drop") == 30
 
 

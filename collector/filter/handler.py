@@ -68,6 +68,7 @@ class Filters(Companion):
         self._held: dict[str, tuple[str, str]] = {}  # rule → digest of its document, why it is in shadow
         self._refused: dict[str, str] = {}  # document → digest; those that were told of
         self._places: dict[str, int] = {}
+        self._cost: dict[str, bpf_sys.ProgInfo] = {}
         self._mark = 0  # of the state that commands of this host write
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -314,10 +315,16 @@ class Filters(Companion):
     # ── Costs ────────────────────────────────────────────────────────────────────────────────────
 
     def run_times(self) -> dict[str, bpf_sys.ProgInfo]:
-        """What the programs cost, by their interface."""
-        with self._lock:
-            running = self._host.running if self._host else {}
-            return {f"xdp:{name}": bpf_sys.prog_info(each.fd) for name, each in running.items() if name}
+        """What the programs cost, by their interface. From the agent's loop, which must not wait."""
+        if self._lock.acquire(blocking=False):
+            try:
+                running = self._host.running if self._host else {}
+                self._cost = {
+                    f"xdp:{name}": bpf_sys.prog_info(each.fd) for name, each in running.items() if name
+                }
+            finally:
+                self._lock.release()
+        return self._cost
 
 
 def _drops(rule: Rule) -> bool:
