@@ -225,14 +225,11 @@ def judge(place: Place, load: Load, trouble: Trouble) -> None:
         "SELECT host, count(), uniqExact(id), max(id), uniqExact(seq) FROM DB.numbers GROUP BY 1 ORDER BY 1"
     )
     total = sum(load.rows)
-    counts: list[int] = []
-
-    def arrived() -> bool:
-        counts.append(place.count(STREAM))
-        return counts[-1] >= total
-
+    counts = [-1]
     try:
-        eventually(arrived, seconds=60)
+        while counts[-1] < total:  # as slowly as the machine wants, but on and on
+            eventually(lambda: place.count(STREAM) > counts[-1], seconds=60)
+            counts.append(place.count(STREAM))
         time.sleep(1.5)  # for a late second copy
         assert place.ask(query) == wanted, trouble.done
     except AssertionError:
