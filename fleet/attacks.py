@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from fleet.samples import Block, Mask, blocks, judge, octets, select
 from schemas.clickhouse import explain
 from schemas.config import Clickhouse
@@ -14,6 +16,7 @@ from schemas.filter_prefixes import contains, networks
 
 TIMES = ("began", "detected", "ended", "first_drop")
 MARGIN_US = 2_000_000  # samples just before an attack was noticed, and after its end, are of it
+ALTERNATIVES = "\nor\n"  # between the expressions of an attack's rules: each is compiled by itself
 RULE_PREFIX = "mitigate-"  # of the rules that `bpfleet mitigate` makes
 
 
@@ -75,7 +78,7 @@ class Trace:
     def __init__(self, attack: Attack) -> None:
         self.attack = attack
         self._target = networks([attack.target], attack.id)
-        self._judge = Judge(attack.expression)
+        self._judges = [Judge(each) for each in attack.expression.split(ALTERNATIVES)]
 
     def select(self, block: Block, now_us: int) -> Mask:
         """A mask over the samples."""
@@ -85,7 +88,8 @@ class Trace:
             mask &= contains(self._target, octets(block, "destination"))
         where = mask.nonzero()[0]
         if len(where):
-            mask[where] = judge(self._judge, block[where])
+            part = block[where]
+            mask[where] = np.any([judge(each, part) for each in self._judges], axis=0)
         return mask
 
 

@@ -110,6 +110,8 @@ def show(config: Config, attack: str, as_json: bool) -> None:
     from fleet.sql import console, table
 
     for name, value in tree(found).items():
+        if name == "expression":
+            continue  # longer than a screen; --json has it
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         click.echo(f"{name:>16}  {shown}")
     columns = ("after", "event", "vector", "rule", "pps", "packets", "legitimate", "hosts", "reason")

@@ -164,7 +164,7 @@ class Mitigator:
         rule = Rule(case.next_rule(), finding.vector, pattern, "suggested", now_us)
         case.rules.append(rule)
         note(case.event("distilled", self._now_us(), rule, pps=finding.pps,
-                        reason=f"covers {pattern.covers:.2%} of {len(attack)} samples"))  # fmt: skip
+                        reason=f"{pattern.text}: {pattern.covers:.2%} of {len(attack)} samples"))  # fmt: skip
         self._publish(case, rule, pattern)
         self._record(case)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv6Network
 from typing import Any, Literal
 
-from fleet.attacks import RULE_PREFIX
+from fleet.attacks import ALTERNATIVES, RULE_PREFIX
 from fleet.mitigate_distill import Pattern, plain
 
 Stage = Literal["suggested", "shadow", "held", "enforced", "lapsed"]
@@ -86,7 +86,7 @@ class Case:
             "legitimate": tally.legitimate, "legitimate_lost": tally.legitimate_lost,
             "hosts": ", ".join(sorted(tally.hosts)), "sources": tally.sources,
             "source_count": tally.source_count, "rules": ", ".join(each.name for each in self.rules),
-            "expression": " or ".join(f"({each.pattern.expression})" for each in self.rules)[:60_000],
+            "expression": ALTERNATIVES.join(f"({each.pattern.expression})" for each in self.rules),
             "policy": self.policy,
         }  # fmt: skip
 

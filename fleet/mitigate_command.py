@@ -68,5 +68,3 @@ def _say(event: dict[str, Any], as_json: bool) -> None:
     about = [f"{event['after_us'] / 1e6:+6.2f} s", event["attack"], event["event"], event["target"],
              event.get("vector", ""), event.get("rule", ""), event.get("reason", "")]  # fmt: skip
     click.echo("  ".join(each for each in about if each))
-    if event["event"] == "distilled":
-        click.echo(f"          {event['expression']}")

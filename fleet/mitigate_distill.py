@@ -39,6 +39,11 @@ class Pattern:
     matched: int  # legitimate packets that match
     judged: int  # legitimate packets looked at
 
+    @property
+    def text(self) -> str:
+        """The fields in one line."""
+        return " ".join(f"{name}={value}" for name, value in self.fields.items())
+
 
 def distill(vector: Vector, attack: Block, legitimate: Block, target: IPv6Network) -> Pattern:
     """The narrowest rule for samples of an attack, tried on legitimate ones."""
