@@ -92,7 +92,7 @@ class DesiredFiles:
     def _read(self, file: Path) -> None:
         """Take a file whole, or not at all."""
         try:
-            text, modified_us = _text(file)
+            text, modified_us = own_text(file)
             accepted = [self._accept(tree, file, modified_us) for tree in _parse(text)]
         except (OSError, ValueError, RecursionError, BpfleetError) as error:
             self.refusals.append((file.name, " ".join(str(error).split())))
@@ -124,7 +124,7 @@ class DesiredFiles:
         return Accepted(document, document.digest, "", "file", mine, document.expires, time.monotonic())
 
 
-def _text(file: Path) -> tuple[str, int]:
+def own_text(file: Path) -> tuple[str, int]:
     """Content and modification time in µs. Raises :class:`Refused` when others could have written it."""
     with file.open("rb") as source:
         seen = os.fstat(source.fileno())

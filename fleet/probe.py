@@ -137,7 +137,7 @@ def library(name: str | None, as_json: bool) -> None:
     """Ready probes; with a NAME, how it is written."""
     from fleet import probe_choice
 
-    ready = probe_choice.library()
+    ready = probe_choice.ready()
     if name is not None:
         if name not in ready:
             raise UsageError(

@@ -25,7 +25,7 @@ class Choice:
     spec: dict[str, Any]
 
 
-def library() -> dict[str, Path]:
+def ready() -> dict[str, Path]:
     """The ready probes by name."""
     return {file.stem: file for file in sorted(LIBRARY.glob("*.yaml"))}
 
@@ -64,9 +64,9 @@ def choose(what: str, options: Mapping[str, Any]) -> Choice:
 def _base(what: str) -> tuple[str, Spec | None]:
     if not what:
         return "", None
-    ready = library()
-    if what in ready:
-        return what, read(ready[what])
+    known = ready()
+    if what in known:
+        return what, read(known[what])
     file = Path(what)
     if file.suffix in (".yaml", ".yml", ".json"):
         return file.stem, read(file)

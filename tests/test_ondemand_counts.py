@@ -12,6 +12,8 @@ import pytest
 from ondemand import Alone, alone, compiled, python, total, until
 
 from collector.cgroup import find_mount
+from fleet import probe_dry
+from schemas.probe_spec import check
 
 NAMED = "import ctypes, os, sys, time\nctypes.CDLL(None).prctl(15, sys.argv[1].encode())\n"
 OPENS = NAMED + "for _ in range(23): os.close(os.open('/etc/hostname', 0))\n"
@@ -249,3 +251,18 @@ def test_one_that_expires_says_so(host: Alone) -> None:
     time.sleep(0.6)
     host.end("short")
     assert host.heard("short")[-1]["event"] == "expired"
+
+
+def test_c_of_ones_own_only_from_the_hosts_own_directory(tmp_path: Path) -> None:
+    """The document names a file; what is in it never travels."""
+    spec = {"at": "syscall:getppid", "by": ["comm"], "source": "own.c"}
+    with alone() as host:
+        assert "collector.probe_dir is not set" in host.run("own", spec).reason
+    code = probe_dry.source(check(spec))
+    (tmp_path / "own.c").write_text(code.replace("count, weight)", "count, 2 * weight)"))
+    with alone(probe_dir=str(tmp_path), probe_max_cpu=1.0) as host:
+        assert host.run("own", spec).state == "applied"
+        python(NAMED + "for _ in range(23): os.getppid()", "twofold")
+        assert total(host.end("own"), comm="twofold") == 46
+        (tmp_path / "own.c").chmod(0o666)
+        assert "others" in host.run("own", spec).reason

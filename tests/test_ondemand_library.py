@@ -12,7 +12,7 @@ from ondemand import Alone, alone, python, total, until
 from fleet import probe_choice
 from schemas.errors import UsageError
 
-LIBRARY = probe_choice.library()
+LIBRARY = probe_choice.ready()
 # What this host may lack, and what it must say then.
 MAY_LACK = {
     "python-gc": "has no marker python:gc__start",

@@ -10,11 +10,13 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collector import loader
 from collector.cgroup import Cgroups
 from collector.companion import Companion
+from collector.desired_files import own_text
 from collector.desired_worker import APPLIED, Outcome
 from collector.ondemand import bind as binding
 from collector.ondemand import heap
@@ -157,13 +159,27 @@ class Probes(Companion):
         rate = max(1, checked.spec.rate // (os.cpu_count() or 1))
         size = RING_BYTES if checked.value == "event" else KEYS
         source = loader.Source(
-            "probe", text=generated.text, header=c_header.generate(generated.declaration), attach=False,
+            "probe", text=self._text(checked, generated.text),
+            header=c_header.generate(generated.declaration), attach=False,
             sizes={probe_c.STREAM: size}, settings={"sample": checked.spec.sample, "rate": rate},
         )  # fmt: skip
         result = loader.load([source])
         if "probe" in result.failed:
             raise UsageError(f"this kernel does not take it: {result.failed['probe']}")
         return Running(checked, generated, result.loaded["probe"], bound.hooks, self._naming)
+
+    def _text(self, checked: Checked, generated: str) -> str:
+        """The C: generated, or of the file of this host's own that the probe names."""
+        name, directory = checked.spec.source, self._settings.probe_dir
+        if not name:
+            return generated
+        if not directory:
+            raise UsageError(f"this host takes no {name}: its collector.probe_dir is not set")
+        try:
+            return own_text(Path(directory) / name)[0]
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise BpfleetError(f"cannot read {name} in collector.probe_dir: {why}") from None
 
     # ── For the overhead budget of the host ──────────────────────────────────────────────────────
 
