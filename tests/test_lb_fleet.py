@@ -196,6 +196,7 @@ def test_a_dead_real_leaves_within_its_fall_time_and_a_surge_does_not_notice(
 
 def test_a_neighbour_with_a_new_address_is_followed(balanced: Fleet, peer: Peer) -> None:
     """As when another router takes over: it says so, the kernel hears it, and the balancer looks there."""
+    balanced.apply(sampled())
     fresh = "02:00:00:00:12:34"
     run("ip", "-n", balanced.net.name("real2"), "link", "set", "eth0", "address", fresh)
     for address in ("10.9.0.12", "fd09::12"):
