@@ -272,5 +272,7 @@ def run(mitigator: Mitigator, stopping: Callable[[float], bool], tick_s: float =
             if not silent:
                 log.warning("%s; trying again", error)
             silent = True
+        except Exception:  # whatever one round met: the next may be well, and rules stay in force
+            log.exception("a fault of our own")
         if stopping(max(0.02, tick_s - (time.monotonic() - begun))):
             return
