@@ -74,12 +74,13 @@ class Reader:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self.streams = {name for (name,) in client.query("SHOW TABLES").result_rows}  # that have a table
-        self._metrics = [each for each in METRICS.values() if each.stream in self.streams]
+        self.streams: set[str] = set()  # that have a table
+        self._metrics: list[Metric] = []
         self.past: dict[str, dict[str, dict[str, Past]]] = {}  # host → metric → thing
 
     def window(self, first_us: int, last_us: int, host: str = "") -> dict[str, HostFigures]:
         """Every host with figures in the window, by name."""
+        self._look_for_tables()
         answers = {each.name: self._ask(each, first_us, last_us, host) for each in self._metrics}
         alive: dict[str, list[int]] = {}
         for name, _, second, *_ in answers.get(HOST_SECONDS, []):
@@ -107,6 +108,7 @@ class Reader:
 
     def learn(self, since_us: int, first_us: int, host: str = "") -> None:
         """Read the history ``since_us … first_us`` of every host into :attr:`past`."""
+        self._look_for_tables()
         where = {"since": since_us, "from": first_us, "host": host}
         self.past = {}
         lived: dict[str, int] = {}
@@ -138,6 +140,11 @@ class Reader:
         """Any other question."""
         found: list[tuple[Any, ...]] = self._client.query(query, parameters=parameters).result_rows
         return found
+
+    def _look_for_tables(self) -> None:
+        """A table is made with its first rows."""
+        self.streams = {name for (name,) in self.rows("SHOW TABLES")}
+        self._metrics = [each for each in METRICS.values() if each.stream in self.streams]
 
     def _ask(self, metric: Metric, first_us: int, last_us: int, host: str) -> list[tuple[Any, ...]]:
         parameters = {"from": first_us, "to": last_us, "host": host}
