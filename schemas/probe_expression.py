@@ -74,7 +74,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Unary:
-    """``-x``, ``~x`` or ``!x``."""
+    """``-x``, ``~x``, ``!x``, or ``int32(x)``: the lower half with its sign, as a C function's int."""
 
     op: str
     one: "Node"
@@ -271,11 +271,16 @@ class _Parser:
                 raise self.wrong('a text, as in starts_with(comm, "kworker")')
             self.token = self._next()
             tree = StartsWith(one, self._bytes(word))
+        elif name == "int32":
+            inner = self.binary(0)
+            if is_text(inner):
+                raise UsageError(f"`{self.text}`: int32() takes a number")
+            tree = Unary(name, inner)
         elif name == "member":
             tree = self._member()
         else:
             raise UsageError(
-                f"`{self.text}`: no function {name}(); there are str, kstr, starts_with and member"
+                f"`{self.text}`: no function {name}(); there are str, kstr, int32, starts_with and member"
             )
         self.need(")")
         return tree

@@ -27,6 +27,8 @@ class Writer:
             return self.numbers[tree.name]
         if isinstance(tree, Unary):
             inner = self.number(tree.one)
+            if tree.op == "int32":
+                return f"((s64)(s32){inner})"
             return f"(s64)(-(u64){inner})" if tree.op == "-" else f"((s64)({tree.op}{inner}))"
         if isinstance(tree, StartsWith):
             return _same(self.text(tree.one), tree.prefix, whole=False)

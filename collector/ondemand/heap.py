@@ -88,6 +88,7 @@ class Heap:
         self._places = _places(checked.at.parts[0], pids)
         self._processes = {pid: Process.of(pid) for pid in pids}
         self._fds: list[int] = []
+        self._gate, self._closed = threading.Lock(), False
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="heap")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heap", daemon=True)
@@ -135,8 +136,10 @@ class Heap:
         return Cost(runs, program_ns, trap_ns)
 
     def run_times(self) -> Mapping[str, bpf_sys.ProgInfo]:
-        """What the kernel says of each program, by its hook."""
-        return {each.hook: bpf_sys.prog_info(each.fd) for each in self._loaded.programs}
+        """What the kernel says of each program, by its hook; from any thread, nothing once it is closed."""
+        with self._gate:
+            programs = [] if self._closed else self._loaded.programs
+            return {each.hook: bpf_sys.prog_info(each.fd) for each in programs}
 
     def lost(self) -> int:
         """Allocations for which there was no room."""
@@ -148,7 +151,9 @@ class Heap:
         self.detach()
         self._pool.shutdown()
         self.stacks.close()
-        self._loaded.close()
+        with self._gate:
+            self._closed = True
+            self._loaded.close()
 
     # ── Windows ──────────────────────────────────────────────────────────────────────────────────
 

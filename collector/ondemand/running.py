@@ -1,6 +1,7 @@
 """A probe in the kernel: attached, read, made thinner, detached. Not for two threads at once."""
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Running:
         (self.stream,) = generated.declaration.streams
         self.sample = checked.spec.sample
         self._fds: list[int] = []
+        self._gate, self._closed = threading.Lock(), False
         self._ring, self._aggregate = None, None
         if self.stream.source == "ring":
             self._ring = Ring(loaded.maps[STREAM], dtype.event(self.stream))
@@ -150,8 +152,10 @@ class Running:
         return Cost(runs, program_ns, trap_ns)
 
     def run_times(self) -> Mapping[str, bpf_sys.ProgInfo]:
-        """What the kernel says of each program, by its hook."""
-        return {each.hook: bpf_sys.prog_info(each.fd) for each in self._loaded.programs}
+        """What the kernel says of each program, by its hook; from any thread, nothing once it is closed."""
+        with self._gate:
+            programs = [] if self._closed else self._loaded.programs
+            return {each.hook: bpf_sys.prog_info(each.fd) for each in programs}
 
     def lost(self) -> int:
         """Events and keys for which there was no room."""
@@ -166,4 +170,6 @@ class Running:
             if each is not None:
                 each.close()
         self._ring = self.stacks = None
-        self._loaded.close()
+        with self._gate:
+            self._closed = True
+            self._loaded.close()
