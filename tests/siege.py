@@ -372,7 +372,7 @@ class Fleet:
         before = self.dropped()
         volley = self.attack(frames, 1000, VOLLEY)
         volley.join(LONGEST_S + 5)
-        dropped = self.dropped() - before
+        dropped = self.dropped(before + volley.sent * len(HOSTS), 8) - before
         sent_after, again_after = self.retransmitted()
         return Blow(
             name, target, in_force["attack"], in_force["after_us"] / 1e6, in_force["hosts"],
@@ -406,11 +406,11 @@ class Fleet:
         except AssertionError:
             raise AssertionError(what + (self.folder / "mitigate.log").read_text()[-2000:]) from None
 
-    def dropped(self) -> int:
-        """Exactly, by the hosts' counters, so far; waits until they stand still."""
+    def dropped(self, enough: float = float("inf"), still_s: float = 2.5) -> int:
+        """Exactly, by the hosts' counters, so far; waits until they are ``enough``, or stand still."""
         question = "SELECT sum(packets) FROM DB.filter_stats WHERE verdict = 'drop'"
         last, since = -1, time.monotonic()
-        while time.monotonic() - since < 2.5:
+        while time.monotonic() - since < still_s and last < enough:
             found = self.place.ask(question)
             count = int(found[0][0]) if found else 0
             if count != last:
