@@ -115,7 +115,7 @@ def write(ledger: Ledger, file: Path) -> None:
     """Replace the file at once; it is on disk when this returns."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".new")
+        fresh = file.with_name(f"{file.name}.new")
         with fresh.open("wb") as out:
             out.write(msgspec.json.encode(ledger))
             out.flush()

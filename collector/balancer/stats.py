@@ -93,7 +93,7 @@ class Stats:
     def write(self) -> None:
         """Have the file say it."""
         self.shipped.counts, self.shipped.added = list(self._before.items()), list(self._added.items())
-        fresh = self.file.with_suffix(".new")
+        fresh = self.file.with_name(f"{self.file.name}.new")  # not the ledger's, which has the same stem
         fresh.write_bytes(msgspec.json.encode(self.shipped))
         fresh.replace(self.file)
 
