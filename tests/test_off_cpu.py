@@ -183,7 +183,7 @@ def test_a_ping_pong_on_one_core(probe: Probing) -> None:
     rows = of(probe, *pids)
     samples, weight = (sum(int(value[name]) for _, value in rows) for name in ("samples", "weight"))
     assert 10 < samples < 1000 * wall
-    # Two tasks that run or wait: what is not CPU time is off-CPU time. What they are owed at their end is drawn.
+    # Two tasks that run or wait: what is not CPU time is off-CPU time. What is owed at their end is drawn.
     assert seconds(rows) == pytest.approx(2 * wall - used.ru_utime - used.ru_stime, rel=0.35)
     assert weight == pytest.approx(400_000, rel=6 / samples**0.5)
 
