@@ -112,14 +112,14 @@ class Attack(threading.Thread):
 class Client(threading.Thread):
     """Downloads again and again, on a connection that stays and on new ones; counts what went wrong."""
 
-    def __init__(self, space: str) -> None:
+    def __init__(self, space: str, address: str = SERVICE) -> None:
         super().__init__(daemon=True)
-        self.space = space
+        self.space, self.address = space, address
         self.stopping = threading.Event()
         self.downloads, self.broken = 0, 0
         self.slowest = 0.0
         with inside(space):
-            self.kept = socket.create_connection((SERVICE, 80), 10)
+            self.kept = socket.create_connection((address, 80), 10)
         self.start()
 
     def run(self) -> None:
@@ -128,7 +128,7 @@ class Client(threading.Thread):
             try:
                 self._get(self.kept)
                 with inside(self.space):
-                    fresh = socket.create_connection((SERVICE, 80), 10)
+                    fresh = socket.create_connection((self.address, 80), 10)
                 with fresh:
                     self._get(fresh)
             except OSError:
@@ -363,6 +363,10 @@ class Fleet:
     def strike(self, name: str) -> "Blow":
         """Attack until the rule is in force everywhere; then a counted volley; what became of all that."""
         frames, target = self.frames(name)
+        address = f"{target}80" if target.endswith(".") else target  # they download from whom is attacked
+        clients = [Client(self.outside(host), address) for host in HOSTS]
+        self.clients += clients
+        wait_for(lambda: all(each.downloads for each in clients), 20, "downloads")
         sent_before, again_before = self.retransmitted()
         attack = self.attack(frames, 0, ramp=20) if name == RAMP else self.attack(frames)
         try:
@@ -374,10 +378,13 @@ class Fleet:
         volley.join(LONGEST_S + 5)
         dropped = self.dropped(before + volley.sent * len(HOSTS), 8) - before
         sent_after, again_after = self.retransmitted()
+        for each in clients:
+            each.stop()
+            self.clients.remove(each)
         return Blow(
             name, target, in_force["attack"], in_force["after_us"] / 1e6, in_force["hosts"],
             volley.sent * len(HOSTS), dropped, sent_after - sent_before, again_after - again_before,
-            sum(each.broken or not each.is_alive() for each in self.clients),
+            sum(each.broken for each in [*clients, *self.clients]),
         )  # fmt: skip
 
     def publish(self, drafts: "list[Draft]") -> float:
