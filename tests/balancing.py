@@ -33,7 +33,8 @@ class Bench:
     seen: dict[str, int] = field(default_factory=dict)
 
     def apply(self, vips: dict[str, Any], **settings: Any) -> None:
-        tree = {"next_hop": HOP, "limits": LIMITS, "vips": vips, **settings}
+        limits = dict(zip(("vips", "backends", "flows"), self.state.plane.sizes(), strict=True))
+        tree = {"next_hop": HOP, "limits": limits, "vips": vips, **settings}
         self.state.apply(model.parse(tree))
 
     def run(self, packet: bytes, *, repeat: int = 1) -> bpf_sys.TestRun:
