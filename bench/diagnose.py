@@ -1,8 +1,8 @@
 """Verdicts on real faults, alone and in pairs: how often right, and how soon.
 
-Each run makes its faults on this host, under a whole bpfleet, and judges twice a second for ten seconds. Right
-is a run whose last judgement has exactly the verdicts of its faults, first said within ten seconds. A run in which
-other programs took more than 0.4 CPUs is about them too: it is made again, at most twice.
+Each run makes its faults on this host, under a whole bpfleet, and judges twice a second for ten seconds.
+Right is a run whose last judgement has exactly the verdicts of its faults, first said within ten seconds. A
+run in which other programs took more than 0.4 CPUs is about them too: it is made again, at most twice.
 """
 
 import sys
@@ -91,7 +91,8 @@ def figures(outcomes: list) -> list[Row]:  # type: ignore[type-arg]
         Row("of them pairs", f"{sum(each.right for each in pairs)} of {len(pairs)}", "", "", "", None),
         Row("false alarms on quiet runs", str(alarms), f"{len(quiet)} runs", "", "0", alarms == 0),
         Row("culprit named", f"{named} of {len(faulty)}", "", f"{named / len(faulty):.3f}", "", None),
-        Row("from fault to verdict, median/p95", f"{percentile(times, 0.5):.1f}/{percentile(times, 0.95):.1f} s",
+        Row("from fault to verdict, median/p95",
+            f"{percentile(times, 0.5):.1f}/{percentile(times, 0.95):.1f} s",
             "", "", "≤ 10 s", percentile(times, 0.95) <= 10),
         Row("runs disturbed by other programs", str(disturbed), "", "", "", None),
     ]  # fmt: skip

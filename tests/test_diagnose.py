@@ -139,7 +139,8 @@ def test_the_service_writes_verdicts_to_the_table_when_they_change_and_keeps_on(
         with FAULTS["cpu_quota"].make(fleet.directory) as culprit:
             eventually(lambda: "cpu_quota" in said(), 12)
         (row,) = fleet.client.query(
-            "SELECT culprit, score, question FROM verdict WHERE verdict = 'cpu_quota' ORDER BY ts DESC LIMIT 1"
+            "SELECT culprit, score, question FROM verdict WHERE verdict = 'cpu_quota' "
+            "ORDER BY ts DESC LIMIT 1"
         ).result_rows
         assert row[0] == culprit and row[1] > 0.5 and fleet.client.query(row[2]).result_rows
         seen = "SELECT uniqExact(ts) FROM verdict"

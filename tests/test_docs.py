@@ -74,7 +74,8 @@ def test_links_and_files_named_exist() -> None:
 def test_the_repository_speaks_of_bpfleet_alone() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     told = re.compile(
-        "/" + r"work/(main|shared)|\." + "library|pypi" + r"\.org|repo1" + r"\.maven|debian" + r"\.org/debian"
+        "/" + r"work/(main|shared)|/\." + "library|"
+        "pypi" + r"\.org|repo1" + r"\.maven|debian" + r"\.org/debian"
     )
     for name in listed.stdout.split():
         file = ROOT / name

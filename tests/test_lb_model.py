@@ -12,8 +12,7 @@ from balancing import bench, vip
 from click.testing import CliRunner
 
 from collector import xdp
-from collector.balancer import layout, vip_table
-from collector.balancer import command
+from collector.balancer import command, layout, vip_table
 from schemas import config as settings
 from schemas import lb as model
 from schemas import lb_edit as edit
