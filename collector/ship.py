@@ -235,9 +235,17 @@ class Shipper:
         return flight.label
 
     def _answered(self, token: int, error: Any, message: Any) -> None:
+        """Kafka's word on a batch; called by librdkafka, through which no exception may pass."""
+        label = self._land(token)
+        try:
+            self._judge_answer(label, error, message)
+        except Exception:
+            log.exception("the answer to batch %d of %s was not understood", label.seq, label.stream)
+            self._lose(label, Reason.BROKEN, is_open=True)  # in doubt: the next start asks Kafka
+
+    def _judge_answer(self, label: Label, error: Any, message: Any) -> None:
         from confluent_kafka import KafkaError
 
-        label = self._land(token)
         if error is None:
             self.streams.setdefault(label.stream, Shipped()).delivered += label.rows
             if label.boot == self._boot:
