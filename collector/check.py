@@ -149,8 +149,11 @@ def _tcp() -> None:
         client = socket.create_connection(server.getsockname())
         accepted, _ = server.accept()
         with client, accepted:
-            client.sendall(b"bpfleet check")
-            accepted.recv(64)
+            for _ in range(3):  # questions and answers
+                client.sendall(b"bpfleet check")
+                accepted.recv(64)
+                accepted.sendall(b"bpfleet check")
+                client.recv(64)
 
 
 def _udp() -> None:

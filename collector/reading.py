@@ -49,7 +49,8 @@ class Reading:
         self.pace: dict[str, int] = {}  # probe → its aggregates are read at one pass in so many
         self.spent_ns: Counter[str] = Counter()  # CPU time of this thread, by probe
         self._passes = 0
-        self._read_at = dict.fromkeys((each.probe.name for each in attached), time.monotonic())
+        names = (stream.name for each in attached for stream, _ in each.aggregates)
+        self._read_at = dict.fromkeys(names, time.monotonic())
 
     def _is_decodable(self, probe: Attached) -> bool:
         try:
@@ -118,15 +119,16 @@ class Reading:
         """Ship what each aggregate gained since the last time; ``last``: of slowed ones too."""
         now = time.monotonic()
         self._passes += 1
-        for probe in self.attached:
-            if self._passes % self.pace.get(probe.probe.name, 1) and not last:
-                continue
-            interval = int((now - self._read_at[probe.probe.name]) * 1e6)
-            self._read_at[probe.probe.name] = now
+        for number, probe in enumerate(self.attached):
             for stream, aggregate in probe.aggregates:
+                pace = self.pace.get(probe.probe.name, 1) * stream.every
+                if (self._passes + number) % pace and not last:  # not all at the same look
+                    continue
+                interval = int((now - self._read_at[stream.name]) * 1e6)
+                self._read_at[stream.name] = now
                 keys, values = aggregate.read()
-                if self._passes % RECLAIM_EVERY == 0:
-                    aggregate.reclaim(RECLAIM_READS)
+                if self._passes // pace % RECLAIM_EVERY == 0:
+                    aggregate.reclaim(max(RECLAIM_READS // pace, 1))
                 if len(keys):
                     self.decode(stream, keys, values, interval_us=interval)
 

@@ -16,7 +16,8 @@ from schemas.storage import Storage
 
 DIRECTORY = Path(__file__).parent
 RECORD_KEYS = {
-    "type", "name", "namespace", "doc", "fields", "c.from", "c.entries", "c.rare", "ch.order", "ch.ttl_days",
+    "type", "name", "namespace", "doc", "fields", "c.from", "c.entries", "c.every", "c.rare", "ch.order",
+    "ch.ttl_days",
     *storage.KEYS,
 }  # fmt: skip
 FIELD_KEYS = {"name", "type", "doc", "default", "decode", "c.type", "c.key", "c.bound", "ch.type", "ch.codec"}
@@ -107,6 +108,7 @@ class Stream:
     entries: int = MAP_ENTRIES  # keys an aggregate has room for
     rare: bool = False  # a host in good health may never have a row of it
     storage: Storage = field(default_factory=Storage)
+    every: int = 1  # an aggregate is read at one look in so many (``collector.aggregate_ms``)
 
     @property
     def kernel_fields(self) -> tuple[Field, ...]:
@@ -191,10 +193,13 @@ def _stream(probe: str, record: Any) -> Stream:
     entries, rare = record.get("c.entries", MAP_ENTRIES), record.get("c.rare", False)
     _require(isinstance(rare, bool), f"{name}: c.rare is true or false")
     _require(isinstance(entries, int) and 0 < entries <= 1 << 20, f"{name}: c.entries is a number up to 2^20")
+    every = record.get("c.every", 1)
+    _require(isinstance(every, int) and 0 < every <= 60, f"{name}: c.every is a number up to 60")
+    _require("c.every" not in record or source == "aggregate", f"{name}: c.every is of aggregates")
     _require("c.entries" not in record or source == "aggregate", f"{name}: c.entries is of aggregates")
     stream = Stream(
         name, probe, cast(Source, source), str(record.get("doc", "")), fields, order, days,
-        json.dumps(record), entries, rare, storage.parse(record, set(names)),
+        json.dumps(record), entries, rare, storage.parse(record, set(names)), every,
     )  # fmt: skip
     _check_source(stream)
     return stream

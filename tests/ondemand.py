@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import yaml
 from collecting import CollectorProcess
-from sinking import Place
+from sinking import Place, eventually
 
 from collector import bpf_sys
 from collector.ondemand.desired import Probes
@@ -43,6 +43,12 @@ class Whole:
     def start(self) -> None:
         self.place.sink()
         self.collector.start()
+        eventually(self._is_heard, 60)
+
+    def _is_heard(self) -> bool:
+        """Whether the host's heartbeat is in its table: commands expect an answer from no other."""
+        (there,) = self.place.ask("EXISTS TABLE DB.host")[0]
+        return bool(there) and bool(self.place.ask("SELECT count() FROM DB.host")[0][0])
 
     def stop(self) -> None:
         self.collector.kill()

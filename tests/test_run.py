@@ -46,8 +46,9 @@ class Running:
         self.begun = time.monotonic()
         command = [sys.executable, "-m", "fleet", "run"]
         self.process = subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+        )  # fmt: skip
         threading.Thread(target=self._read, daemon=True).start()
         while not any("collect: up" in line for line in self.lines):
             assert self.process.poll() is None and time.monotonic() - self.begun < 60, self.lines

@@ -14,7 +14,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,12 @@ def digest() -> str:
         made_of.update(file.read_bytes())
     made_of.update(c_header.generate(declare.load()["lb_flow"]).encode())
     return made_of.hexdigest()
+
+
+def _take_name(fresh: Path, pin: Path) -> None:
+    """The map in force gets its lasting name; who reads beside who writes may have given it already."""
+    with suppress(FileNotFoundError):
+        fresh.replace(pin)
 
 
 def _inner(value: Dtype, entries: int, name: str) -> Map:
@@ -197,7 +203,7 @@ class Dataplane:
                 found = Map.pinned(each)
                 if found.id == number:
                     if each is fresh:
-                        fresh.replace(pin)
+                        _take_name(fresh, pin)
                     return found
                 found.close()
         return Map.of(bpf_sys.fd_by_id(Command.MAP_FD_BY_ID, number))
@@ -211,7 +217,7 @@ class Dataplane:
             fresh.unlink(missing_ok=True)
             inner.pin(fresh)
             self.maps[outer].update(u32(at), u32(inner.fd))
-            fresh.replace(pin)
+            _take_name(fresh, pin)
         finally:
             inner.close()
 
