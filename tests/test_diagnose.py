@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from collecting import CollectorProcess
 from conftest import StoreProcess
-from diagnosing import DEADLINE_S, Outcome, observe, verdicts_of, wait_for_figures
+from diagnosing import Outcome, observe, verdicts_of, wait_for_figures
 from faults import FAULTS
 from sinking import Place, delete_topics, eventually
 

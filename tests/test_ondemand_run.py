@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -54,7 +56,14 @@ def test_from_the_command_to_the_row_and_to_its_end(fleet: Whole) -> None:
 
 def test_watching_shows_when_the_first_row_came_and_ends_it(fleet: Whole) -> None:
     """Functions of a library too: the collector has given up its privileges by now."""
-    said = fleet.command("run", "count function:libc:getaddrinfo by comm", "--id", "names", "--for", "6s")
+    asks = "import socket, time\nfor _ in range(60): socket.getaddrinfo('127.0.0.1', 80); time.sleep(0.25)\n"
+    with subprocess.Popen([sys.executable, "-c", asks]) as asking:
+        try:
+            said = fleet.command(
+                "run", "count function:libc:getaddrinfo by comm", "--id", "names", "--for", "6s"
+            )
+        finally:
+            asking.kill()
     first = re.search(r"first row after ([0-9.]+) s", said)
     assert first and float(first[1]) < 10, said
     assert "runs on 1 of 1 hosts" in said

@@ -47,7 +47,8 @@ class Running:
         command = [sys.executable, "-m", "fleet", "run"]
         self.process = subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
+            # What a shell starts in the background ignores Ctrl-C, and its children with it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )  # fmt: skip
         threading.Thread(target=self._read, daemon=True).start()
         while not any("collect: up" in line for line in self.lines):
