@@ -202,7 +202,16 @@ def test_a_neighbour_with_a_new_address_is_followed(balanced: Fleet, peer: Peer)
     for address in ("10.9.0.12", "fd09::12"):
         run("ip", "-n", balanced.net.name("balancer"), "neigh", "replace", address, "lladdr", fresh,
             "dev", "eth0", "nud", "reachable")  # fmt: skip
-    wait_for(lambda: peer.ask("surge", 60, *HOSTS) == {"ok": 60, "failed": 0}, 30, "the new address")
+    tried: list[object] = []
+
+    def arrives() -> bool:
+        tried.append(peer.ask("surge", 60, *HOSTS))
+        return tried[-1] == {"ok": 60, "failed": 0}
+
+    try:
+        wait_for(arrives, 30, "the new address")
+    finally:
+        print(tried, run("ip", "-n", balanced.net.name("balancer"), "neigh"), balanced.shown()["vips"])
 
 
 def test_a_drain_has_an_end(balanced: Fleet) -> None:
