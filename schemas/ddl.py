@@ -133,6 +133,11 @@ def evolve(stream: Stream, existing: Mapping[str, str], config: Clickhouse) -> l
     return list(_add_columns(stream, added, config))
 
 
+def extra_names(stream: Stream) -> set[str]:
+    """The names of the indexes and rollups that a stream declares."""
+    return {text.split()[0] for _, text in storage.definitions(stream.storage)}
+
+
 def extras(stream: Stream, config: Clickhouse) -> Iterable[str]:
     """Indexes and rollups that a table from before may lack; they hold for parts written from now on."""
     suffix = "_local" if config.cluster else ""

@@ -20,7 +20,7 @@ from schemas.declare import Stream
 from schemas.errors import UsageError
 from sinks import native
 from sinks.judge import Refused
-from sinks.writer import Rejected, ServerTrouble, Table, Writer
+from sinks.writer import Known, Rejected, ServerTrouble, Table, Writer
 
 log = logging.getLogger("bpfleet.sink")
 RETRY_SECONDS = 1.0
@@ -41,6 +41,7 @@ class SchemaTables:
         self._due: dict[int, float] = {}  # schema → when to try its table (again)
         self._wanted: dict[int, None] = {}  # schemas that messages wait for, in the order they were asked for
         self._trouble = ""  # told of the store
+        self._known: Known | None = None  # the tables there were when it was last asked
         self._asked = False  # for a schema that has not arrived
         self._heard = 0.0
         self._read_to = -1  # the end of the topic when it was reached
@@ -76,6 +77,7 @@ class SchemaTables:
 
     def renew(self, schema: int) -> None:
         """The table of that schema has gone, or lacks a column: look, and make it again."""
+        self._known = None
         self._due.setdefault(schema, 0.0)
 
     # ── The thread ───────────────────────────────────────────────────────────────────────────────
@@ -144,7 +146,9 @@ class SchemaTables:
             return
         stream = self._streams[schema]
         try:
-            self._settled[schema] = make(stream, self._config.clickhouse, self._writer)
+            if self._known is None:  # once, rather than for each of dozens of tables
+                self._known = {} if self._config.clickhouse.cluster else self._writer.tables()
+            self._settled[schema] = make(stream, self._config.clickhouse, self._writer, self._known)
             del self._due[schema]
             self._trouble = ""
         except (UsageError, Rejected) as error:
@@ -153,6 +157,7 @@ class SchemaTables:
             self._settled[schema] = Refused(str(error))
             self._due[schema] = time.monotonic() + REFUSED_SECONDS
         except ServerTrouble as error:
+            self._known = None
             self._complain(stream.name, error)
             later = time.monotonic() + RETRY_SECONDS
             for each, when in list(self._due.items()):
@@ -179,21 +184,25 @@ def _check_packings(schema: dict[str, Any], stream: Stream) -> None:
             )
 
 
-def make(stream: Stream, config: Clickhouse, writer: Writer) -> Table:
+def make(stream: Stream, config: Clickhouse, writer: Writer, known: Known | None = None) -> Table:
     """Make or extend a stream's table; safe to run from many sinks at once.
 
+    ``known``: what :meth:`Writer.tables` told a moment ago; a table that is not in it is asked for.
     Raises :class:`UsageError` when the table is of another shape, :class:`ServerTrouble` to try again.
     """
     types = {name: kind for name, (kind, _) in ddl.columns(stream).items()}
     for name, kind in types.items():
         if not native.insertable(kind):
             raise UsageError(f"{stream.name}.{name}: no way to insert into {kind}; use another ch.type")
-    existing = writer.columns(stream.name)
+    existing, extras = (known or {}).get(stream.name) or (writer.columns(stream.name), None)
     if not existing:
         for statement in (ddl.database(config), *ddl.create(stream, config)):
             writer.execute(statement)
         existing = writer.columns(stream.name)
-    for statement in (*ddl.evolve(stream, existing, config), *ddl.extras(stream, config)):
+    statements = list(ddl.evolve(stream, existing, config))
+    if extras is None or not ddl.extra_names(stream) <= extras:
+        statements += ddl.extras(stream, config)
+    for statement in statements:
         writer.execute(statement)
     return Table(stream.name, types, tuple(stream.order))
 

@@ -27,6 +27,10 @@ ANSWER_SECONDS = 60.0  # an insert takes a hundredth of it; a server that hangs 
 SETTINGS = {"distributed_foreground_insert": 1, "async_insert": 0, "insert_deduplicate": 1}
 
 
+# table → its columns' types, the names of its indexes and rollups
+Known = dict[str, tuple[dict[str, str], frozenset[str]]]
+
+
 class ServerTrouble(Exception):
     """The server could not do it now; the same again later may succeed."""
 
@@ -100,6 +104,23 @@ class Writer:
             "WHERE database = {database:String} AND table = {stream:String}"
         )
         return dict(self.rows(query, database=self.database, stream=stream))
+
+    def tables(self) -> Known:
+        """Every table of the database: its columns and types, its indexes and rollups, in three queries."""
+        where = "WHERE database = {database:String}"
+        found: dict[str, tuple[dict[str, str], set[str]]] = {}
+        for table, name, kind in self.rows(
+            f"SELECT table, name, type FROM system.columns {where} ORDER BY table, position",
+            database=self.database,
+        ):
+            found.setdefault(table, ({}, set()))[0][name] = kind
+        for source in ("data_skipping_indices", "projections"):
+            for table, name in self.rows(
+                f"SELECT table, name FROM system.{source} {where}", database=self.database
+            ):
+                if table in found:
+                    found[table][1].add(name)
+        return {table: (columns, frozenset(extras)) for table, (columns, extras) in found.items()}
 
     def close(self) -> None:
         """Let go of the connections."""
