@@ -8,6 +8,7 @@ import struct
 import subprocess
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.errors import BpfleetError
 
@@ -97,23 +98,29 @@ def _routes(addresses: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def known() -> set[tuple[int, bytes]]:
-    """(interface's number, link-layer address) of everyone the kernel knows."""
+    """(interface's number, link-layer address) of everyone the kernel knows.
+
+    Not what it only remembers of a link-local address: it says nothing of who answers there by now.
+    """
     numbers = {name: number for number, name in socket.if_nameindex()}
     return {
-        (numbers[interface], mac_bytes(mac))
-        for (_, interface), mac in _neighbours().items()
-        if interface in numbers
+        (numbers[each["dev"]], mac_bytes(each["lladdr"]))
+        for each in _told()
+        if each["dev"] in numbers
+        and not (each["dst"].startswith("fe80:") and "STALE" in each.get("state", []))
     }
 
 
 def _neighbours() -> dict[tuple[str, str], str]:
     """(address, interface) → link-layer address, of everyone the kernel knows."""
+    return {(each["dst"], each["dev"]): each["lladdr"] for each in _told()}
+
+
+def _told() -> list[dict[str, Any]]:
     found = json.loads(_run(["ip", "-j", "neigh", "show"]) or "[]")
-    return {
-        (each["dst"], each["dev"]): each["lladdr"]
-        for each in found
-        if "lladdr" in each and "dev" in each and "FAILED" not in each.get("state", [])
-    }
+    return [
+        each for each in found if "lladdr" in each and "dev" in each and "FAILED" not in each.get("state", [])
+    ]
 
 
 def _wake(address: str) -> None:
