@@ -1,5 +1,6 @@
 """The two servers that most tests need: one of each for the whole session, own ports, own directories."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from bench.common import free_port
+from collector import xdp_chain
 from sinks.kafka_server import KafkaServer
 
 if TYPE_CHECKING:
@@ -136,3 +138,14 @@ def rows(store: StoreProcess) -> Iterator["Filled"]:
     from boards import filled
 
     yield from filled(store.url)
+
+
+def pytest_sessionfinish() -> None:
+    """Pins of interfaces that went with their namespaces, and folders of pins that are empty by now."""
+    xdp_chain.sweep()
+    root = Path("/sys/fs/bpf/bpfleet")
+    for each in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):
+            each.rmdir()
+    with contextlib.suppress(OSError):
+        root.rmdir()
