@@ -36,9 +36,9 @@ bench: setup-test  ## every figure of docs/benchmarks.md, measured against its p
 soak: setup-test  ## the kill tests, hundreds of rounds
 	@BPFLEET_SOAK=$${BPFLEET_SOAK:-300} $(BIN)/pytest -m kill --timeout 7200
 
-install:  ## collector and sink as systemd services of this host
+install:  ## collector, sink and services as systemd units of this host; ONLY=collector: the least a host needs
 	@deploy/setup.sh host
-	@deploy/install.sh
+	@deploy/install.sh $(ONLY)
 
 lock:  ## pin every dependency anew, with hashes
 	@$(BIN)/pip install -q uv

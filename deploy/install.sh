@@ -1,7 +1,15 @@
 #!/bin/sh
 # Install bpfleet on this host: /opt/bpfleet (program), /etc/bpfleet (settings), systemd units.
+#   deploy/install.sh             all of it: collector, sink, services, the operator's commands
+#   deploy/install.sh collector   what every host needs, and nothing heavy
 # Run as root from a checkout, after `deploy/setup.sh host`. DESTDIR stages it elsewhere (packaging, tests).
 set -eu
+
+case "${1:-all}" in
+  all) lock=run; units="collector sink diagnose mitigate" ;;
+  collector) lock=collector; units="collector" ;;
+  *) echo "usage: deploy/install.sh [collector]" >&2; exit 2 ;;
+esac
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 root="${DESTDIR:-}"
@@ -15,16 +23,18 @@ fi
 mkdir -p "$root/opt/bpfleet" "$root/etc/bpfleet" "$root/etc/systemd/system" "$root/var/lib/bpfleet"
 
 "$python" -m venv "$root/opt/bpfleet/venv"
-"$root/opt/bpfleet/venv/bin/pip" install -q --disable-pip-version-check --require-hashes -r "$here/requirements/run.lock"
+"$root/opt/bpfleet/venv/bin/pip" install -q --disable-pip-version-check --require-hashes -r "$here/requirements/$lock.lock"
 # The stages find their neighbours (bpf/, schemas/*.avsc) beside them: the tree is installed as it is.
-for part in schemas collector sinks fleet bpf pyproject.toml README.md; do
+for part in schemas collector sinks fleet dashboards bpf pyproject.toml README.md; do
   rm -rf "$root/opt/bpfleet/$part"
   cp -r "$here/$part" "$root/opt/bpfleet/$part"
 done
 "$root/opt/bpfleet/venv/bin/pip" install -q --disable-pip-version-check --no-deps --no-build-isolation -e "$root/opt/bpfleet"
 
 [ -e "$root/etc/bpfleet/bpfleet.yaml" ] || cp "$here/deploy/bpfleet.yaml" "$root/etc/bpfleet/bpfleet.yaml"
-cp "$here/deploy/bpfleet-collector.service" "$here/deploy/bpfleet-sink.service" "$root/etc/systemd/system/"
+for unit in $units; do
+  cp "$here/deploy/bpfleet-$unit.service" "$root/etc/systemd/system/"
+done
 
 if [ -z "$root" ]; then
   ln -sf /opt/bpfleet/venv/bin/bpfleet /usr/local/bin/bpfleet
@@ -33,5 +43,5 @@ if [ -z "$root" ]; then
     systemctl daemon-reload
   fi
   echo "installed; edit /etc/bpfleet/bpfleet.yaml, then: systemctl enable --now bpfleet-collector"
-  echo "(and bpfleet-sink on the hosts that feed ClickHouse)"
+  [ "$lock" = collector ] || echo "(bpfleet-sink where ClickHouse is fed; bpfleet-diagnose and bpfleet-mitigate once for a fleet)"
 fi

@@ -1,14 +1,14 @@
 #!/bin/sh
 # What the distribution must provide, on Debian 12 or Ubuntu 24.04; idempotent, quick when all is there.
-#   deploy/setup.sh host      a collector: bcc for the compiling child
+#   deploy/setup.sh host      a collector: bcc for the compiling child, libpcap for rules of the filter
 #   deploy/setup.sh run       + a Java runtime and Maven, for the embedded Kafka
 #   deploy/setup.sh test      + the peers and judges that tests and benchmarks compare with
 set -eu
 
-host="python3 python3-venv python3-bpfcc"
+host="python3 python3-venv python3-bpfcc libpcap0.8"
 run="$host maven"
 java="openjdk-17-jre-headless"
-test="$run iproute2 iputils-ping ethtool kmod util-linux gcc make libc6-dev curl libpcap0.8 libbpf-tools xdp-tools linux-perf"
+test="$run iproute2 iputils-ping ethtool kmod util-linux gcc make libc6-dev curl libbpf-tools xdp-tools linux-perf"
 
 say() { printf '\033[1m▸ %s\033[0m\n' "$*"; }
 

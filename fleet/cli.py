@@ -13,7 +13,10 @@ import click
 from schemas import config
 from schemas.errors import BpfleetError
 
-PACKAGES = {"plotly": "fleet", "rich": "fleet", "clickhouse_connect": "fleet", "fastavro": "fleet"}
+EXTRAS = {
+    **dict.fromkeys(("clickhouse_connect", "fastavro", "plotly", "rich"), "fleet"),
+    **dict.fromkeys(("chdb", "httptools", "lz4", "starlette", "uvicorn", "uvloop", "zstandard"), "embedded"),
+}  # library → the extra of pyproject.toml that brings it
 
 
 class Commands(click.Group):
@@ -28,22 +31,16 @@ class Commands(click.Group):
         return super().parse_args(ctx, _config_first(args))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name. Raises :class:`BpfleetError` when its libraries are not installed."""
+        """The command of that name."""
         registered = _registered()
         entry = registered.get(cmd_name)
         if entry is None or "." in cmd_name:
             return None
-        try:
-            command: click.Command = entry.load()
-            # `drop.backtest` is a command of another stage in the group `drop`.
-            for name, other in registered.items():
-                if isinstance(command, click.Group) and name.startswith(f"{cmd_name}."):
-                    command.add_command(other.load(), name.partition(".")[2])
-        except ModuleNotFoundError as error:
-            extra = PACKAGES.get(str(error.name).split(".")[0], "embedded")
-            raise BpfleetError(
-                f"`{cmd_name}` needs {error.name}, which is not installed; pip install 'bpfleet[{extra}]'"
-            ) from None
+        command: click.Command = entry.load()
+        # `drop.backtest` is a command of another stage in the group `drop`.
+        for name, other in registered.items():
+            if isinstance(command, click.Group) and name.startswith(f"{cmd_name}."):
+                command.add_command(other.load(), name.partition(".")[2])
         return command
 
 
@@ -93,6 +90,17 @@ def main() -> None:
         asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "bpfleet"
         click.echo(f"bpfleet: {error.format_message().rstrip('.')}; see `{asked} --help`", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        # A host with the collector alone has not the operator's libraries, which commands import when they run.
+        library = str(error.name).split(".")[0]
+        if library not in EXTRAS:
+            raise
+        click.echo(
+            f"bpfleet: this needs {library}, which a collector alone has not; "
+            f"install bpfleet with its extra `{EXTRAS[library]}`, or ask from an operator's machine",
+            err=True,
+        )
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:  # the reader of our pipe went away, as `| head` does

@@ -64,7 +64,7 @@ def test_dockerfile_copies_what_exists() -> None:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_units_start_commands_that_exist_with_limits(unit: Path) -> None:
     text = unit.read_text()
-    (command,) = re.findall(r"^ExecStart=\S+/bpfleet (\w+)$", text, re.MULTILINE)
+    (command,) = re.findall(r"^ExecStart=\S+/bpfleet (\w+)(?: --watch)?$", text, re.MULTILINE)
     assert command in COMMANDS
     for limit in (
         "MemoryMax=",
@@ -81,12 +81,28 @@ def test_sample_settings_are_valid() -> None:
     config.load(str(ROOT / "deploy/bpfleet.yaml"), {})
 
 
-def test_install_stages_a_working_command(tmp_path: Path) -> None:
-    """`make install` into a folder: the installed command runs, from its own environment."""
+def test_a_collector_is_installed_alone_and_light(tmp_path: Path) -> None:
+    """`make install ONLY=collector` into a folder: its probes run from there; what it has not, it says."""
     environment = {**os.environ, "DESTDIR": str(tmp_path)}
-    subprocess.run([ROOT / "deploy/install.sh"], check=True, env=environment, timeout=170)
+    subprocess.run([ROOT / "deploy/install.sh", "collector"], check=True, env=environment, timeout=170)
     command = tmp_path / "opt/bpfleet/venv/bin/bpfleet"
-    shown = subprocess.run([command, "schema", "list"], capture_output=True, text=True, check=True, cwd="/")
-    assert "runq_latency" in shown.stdout
-    assert (tmp_path / "etc/systemd/system/bpfleet-collector.service").exists()
+    shown = subprocess.run([command, "check", "runq_latency"], capture_output=True, text=True, cwd="/")
+    assert shown.returncode == 0 and "runq_latency" in shown.stdout, shown.stderr
+    for asked, lacks in (("sql", "clickhouse_connect"), ("cat", "fastavro"), ("render", "clickhouse_connect")):
+        words = [command, asked, "tcp_flow" if asked == "cat" else "fleet"]
+        refused = subprocess.run(words, capture_output=True, text=True, cwd="/")
+        assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and lacks in refused.stderr
+    installed = sorted(each.name for each in (tmp_path / "etc/systemd/system").iterdir())
+    assert installed == ["bpfleet-collector.service"]
     assert (tmp_path / "etc/bpfleet/bpfleet.yaml").exists()
+    size = sum(each.stat().st_size for each in (tmp_path / "opt").rglob("*") if not each.is_symlink())
+    assert size < 200e6, f"{size / 1e6:.0f} MB"
+
+
+def test_packages_are_copied_whole_wherever_they_are_copied() -> None:
+    """The stages find each other beside them; one that is missing is missed only by whoever needs it."""
+    made = {each.parent.name for each in ROOT.glob("*/__init__.py")} - {"tests", "bench"}
+    for file, pattern in (("install.sh", r"^for part in (.*) bpf pyproject"), ("Dockerfile", r"^COPY (\w+) \1$")):
+        text = (ROOT / "deploy" / file).read_text()
+        copied = " ".join(re.findall(pattern, text, re.MULTILINE)).split()
+        assert made <= set(copied), file
