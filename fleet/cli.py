@@ -91,7 +91,7 @@ def main() -> None:
         click.echo(f"bpfleet: {error.format_message().rstrip('.')}; see `{asked} --help`", err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
-        # A host with the collector alone has not the operator's libraries, which commands import when they run.
+        # A host with the collector alone has not the operator's libraries, imported where they are used.
         library = str(error.name).split(".")[0]
         if library not in EXTRAS:
             raise
