@@ -145,6 +145,7 @@ class Harness:
             raise SystemExit(f"bench: {result.failed['restore']}")
         self._loaded = result.loaded["restore"]
         self._programs = 0
+        self._rounds: dict[tuple[str, int], int] = {}  # packets that a program had of a case
 
     def add(self, program: int) -> int:
         """A program's number."""
@@ -162,6 +163,8 @@ class Harness:
         frame = np.zeros((), FRAME)
         frame["length"], frame["target"], frame["flows"] = len(case.packet), target, case.flows
         frame["ipv6"] = case.packet[12:14] == b"\x86\xdd"
+        frame["round"] = self._rounds.get((case.name, target), 0)  # so that all flows have their turn
+        self._rounds[case.name, target] = int(frame["round"]) + REPEAT
         frame["bytes"][: len(case.packet)] = np.frombuffer(case.packet, np.uint8)
         self._loaded.maps["frames"].update(bytes(4), frame.tobytes())
         done = bpf_sys.prog_test_run(self._loaded.program("restore").fd, case.packet, repeat=REPEAT)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
-import yaml
 
 from schemas import lb as model
+from schemas import yaml_tree
 from schemas.errors import UsageError
 from schemas.lb import Balancer, Vip
 
@@ -31,10 +31,7 @@ def fields(pairs: Iterable[str]) -> Tree:
         name, equals, text = pair.partition("=")
         if not equals:
             raise UsageError(f"not a setting: {pair!r}; write it like weight=50")
-        try:
-            found[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(f"not a value: {text!r}; write it like weight=50") from None
+        found[name] = yaml_tree.parse(text, f"the value of {name}")
     return found
 
 
