@@ -242,5 +242,5 @@ def test_the_command(operator: Operator) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot read .*none.yaml: No such file"):
+    with pytest.raises(UsageError, match=r"cannot read .*none\.yaml: No such file"):
         model.load(tmp_path / "none.yaml")
