@@ -78,6 +78,7 @@ def run() -> list[Row]:
         settings = config.load(None, {})
         settings.clickhouse.database = "bench"
         engine = Engine(Path(directory) / "store", settings.store)
+        engine.take()
         engine.start()
         connection = engine.connect()
         try:

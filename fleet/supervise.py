@@ -17,6 +17,7 @@ from schemas.errors import BpfleetError
 
 PR_SET_PDEATHSIG = 1
 STOP_SECONDS = {"kafka": 20.0}  # the others: 10
+ENDING_SECONDS = 5.0
 
 
 def _die_with_parent() -> None:
@@ -34,12 +35,18 @@ class Part:
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
-        """Start the process. Raises :class:`BpfleetError` when somebody else has its address."""
-        if _answers(self.address):
-            where = f"{self.address[0]}:{self.address[1]}"
-            raise BpfleetError(
-                f"{where} is in use, {self.name} needs it; stop what runs there or set another address"
-            )
+        """Start the process. Raises :class:`BpfleetError` when somebody else keeps its address.
+
+        What a killed `bpfleet run` left behind is still ending, and is waited for.
+        """
+        deadline = time.monotonic() + ENDING_SECONDS
+        while _answers(self.address):
+            if time.monotonic() > deadline:
+                where = f"{self.address[0]}:{self.address[1]}"
+                raise BpfleetError(
+                    f"{where} is in use, {self.name} needs it; stop what runs there or set another address"
+                )
+            time.sleep(0.1)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "fleet", self.name]
         with self.log.open("ab") as log:

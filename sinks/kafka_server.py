@@ -122,8 +122,10 @@ class KafkaServer:
         return [java, *JVM, *flags, "-cp", f"{self.libs}/*"]
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
-        if setpriv := shutil.which("setpriv"):  # util-linux: no code of ours between fork and exec
-            command = [setpriv, "--pdeathsig", "TERM", *command]
+        # util-linux: no code of ours between fork and exec. Killed with us: one that took its time to end
+        # would hold the port, and the lock on its data, when we are started again.
+        if setpriv := shutil.which("setpriv"):
+            command = [setpriv, "--pdeathsig", "KILL", *command]
         with (self.directory / "kafka.out").open("wb") as out:
             return subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True

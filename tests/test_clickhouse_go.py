@@ -62,9 +62,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Driver:
     """The program, running: one question at a time, over its one pool of connections."""
 
-    def __init__(self, program: Path, store: StoreProcess, database: str) -> None:
+    def __init__(self, program: Path, store: StoreProcess, database: str, *options: str) -> None:
         self.process = subprocess.Popen(
-            [program, "-address", f"127.0.0.1:{store.port}", "-database", database],
+            [program, "-address", f"127.0.0.1:{store.port}", "-database", database, *options],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
@@ -123,6 +123,16 @@ def test_a_large_answer_comes_whole(driver: Driver) -> None:
     answer = driver.ask("SELECT number, toString(number) AS text FROM numbers(300000)")
     assert answer["error"] == "" and len(answer["rows"]) == 300_000
     assert answer["rows"][-1] == ["299999", "299999"]
+
+
+def test_answers_and_errors_in_blocks(program: Path, store: StoreProcess) -> None:
+    driver = Driver(program, store, "default", "-blocks")
+    try:
+        answer = driver.ask("SELECT number, toString(number) AS text FROM numbers(300000)")
+        assert answer["error"] == "" and answer["rows"][-1] == ["299999", "299999"]
+        assert "Code: 47. DB::Exception: Unknown" in driver.ask("SELECT nonsense")["error"]
+    finally:
+        driver.close()
 
 
 def test_no_rows_are_no_error(driver: Driver) -> None:

@@ -89,7 +89,7 @@ def test_nobody_inherits_a_closed_sessions_state(store: StoreProcess) -> None:
 def test_a_busy_session_is_locked(store: StoreProcess) -> None:
     slow = clickhouse_connect.get_client(dsn=store.url, session_id="busy")
     other = clickhouse_connect.get_client(dsn=store.url, session_id="busy")
-    thread = threading.Thread(target=slow.query, args=("SELECT sleep(1)",))
+    thread = threading.Thread(target=slow.query, args=("SELECT sleep(2)",))
     thread.start()
     time.sleep(0.3)
     with pytest.raises(DatabaseError) as caught:
@@ -247,3 +247,46 @@ def test_a_large_insert_spills_and_is_whole(store: StoreProcess, client: Client)
     assert process.memory_info().rss - before < 400 << 20
     assert client.command("SELECT count(), uniqExact(a) FROM large") == ["1500000", "1500000"]
     assert not list((store.state_dir / "store" / "tmp").iterdir())
+
+
+def test_a_session_is_free_when_its_answer_is_read(client: Client) -> None:
+    for number in range(30):
+        streamed = client.raw_stream("SELECT number FROM numbers(100000)", fmt="RowBinary")
+        assert len(streamed.read()) == 800_000
+        assert client.command(f"SELECT {number}") == number
+
+
+def test_a_session_goes_on_after_an_answer_was_left(client: Client) -> None:
+    for number in range(5):
+        with client.query_row_block_stream("SELECT number FROM numbers(100000000)") as blocks:
+            assert next(iter(blocks))
+        assert client.command(f"SELECT {number}") == number
+
+
+def test_kill_query_by_the_id_that_its_client_chose(store: StoreProcess, client: Client) -> None:
+    failed: list[DatabaseError] = []
+
+    def run() -> None:
+        victim = clickhouse_connect.get_client(dsn=store.url)
+        try:
+            settings = {"query_id": "it's mine", "log_comment": "of the client's own"}
+            victim.query(
+                "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(number)", settings=settings
+            )
+        except DatabaseError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    running = (
+        "SELECT count() FROM system.processes WHERE query LIKE '%1000000000000%' AND query NOT LIKE '%LIKE%'"
+    )
+    while not client.command(running):
+        time.sleep(0.05)
+    with pytest.raises(DatabaseError) as same:
+        client.query("SELECT 1", settings={"query_id": "it's mine"})
+    assert same.value.code == 216
+    assert client.command("KILL QUERY WHERE query_id = 'nobody' SYNC") == ""
+    assert client.query("KILL QUERY WHERE query_id = 'it\\'s mine' SYNC").row_count == 1
+    thread.join(20)
+    assert [each.code for each in failed] == [394]

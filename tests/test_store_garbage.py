@@ -15,13 +15,20 @@ from hypothesis import strategies as st
 NATIVE = b"\x01\x01\x01a\x06UInt64\x01\x00\x00\x00\x00\x00\x00\x00"
 
 
+# `SELECT 1` as one of ClickHouse's own compressed blocks, not compressed.
+BLOCK = bytes.fromhex("e6a16b4f4243468cf86313b48c093907") + b"\x02\x11\x00\x00\x00\x08\x00\x00\x00SELECT 1"
+
 BAD: list[tuple[str, bytes, dict[str, str], dict[str, str], set[int]]] = [
     ("unknown encoding", b"SELECT 1", {"Content-Encoding": "snap"}, {}, {89}),
     ("not gzip", b"SELECT 1", {"Content-Encoding": "gzip"}, {}, {271}),
     ("cut gzip", gzip.compress(b"SELECT 1")[:-4], {"Content-Encoding": "gzip"}, {}, {271}),
     ("cut lz4", lz4.frame.compress(b"SELECT 1" * 99)[:-9], {"Content-Encoding": "lz4"}, {}, {271}),
     ("cut zstd", zstandard.compress(b"SELECT 1" * 99)[:-4], {"Content-Encoding": "zstd"}, {}, {271}),
-    ("native blocks of its own compression", b"x", {}, {"decompress": "1", "query": "SELECT 1"}, {48}),
+    ("a cut block", BLOCK[:-1], {}, {"decompress": "1"}, {271}),
+    ("no block", b"SELECT 1" * 9, {}, {"decompress": "1"}, {89}),
+    ("a changed block", BLOCK[:-1] + b"2", {}, {"decompress": "1"}, {40}),
+    ("a block of a huge claim", BLOCK[:21] + b"\xff\xff\xff\x7f" + BLOCK[25:], {}, {"decompress": "1"}, {76}),
+    ("a block smaller than its head", BLOCK[:17] + b"\x01" + BLOCK[18:], {}, {"decompress": "1"}, {76}),
     ("no such format", b"x", {}, into("Nope"), {73}),
     ("no such table", NATIVE, {}, into("Native", "nope"), {60}),
     ("no such column", b"1", {}, into("CSV", "bad.t (z)"), {16}),

@@ -155,7 +155,9 @@ def test_compressed_answers(store: StoreProcess) -> None:
         assert said["content-encoding"] == encoding
         assert decompress(body) == plain
         assert len(body) < len(plain)
-        assert "content-encoding" not in send(store, query, headers=headers)[1]
+        assert send(store, query, headers=headers)[1]["content-encoding"] == encoding
+        assert send(store, query, headers=headers, enable_http_compression="0")[2] == plain
+        assert send(store, query)[2] == plain
 
 
 def test_clients_that_close_at_once_disturb_nobody(store: StoreProcess) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from asking import send
+from asking import code, send
 from conftest import StoreProcess, free_port
 
+from sinks.store import confine
 from sinks.store.errors import StoreError
 from sinks.store.statement import parse
 
@@ -94,6 +95,12 @@ REACHES_OUT = [
     "TRUNCATE DATABASE system",
     "DROP DATABASE INFORMATION_SCHEMA",
     "EXECUTE AS admin SELECT 1",
+    # Ways to a function that no lexer sees: the kernel keeps the process from the file.
+    "SELECT arrayMap(file, ['{file}'])",
+    "SELECT * APPLY(file) FROM (SELECT '{file}' AS path)",
+    "SELECT COLUMNS('path') APPLY file FROM (SELECT '{file}' AS path)",
+    "SELECT 1 SETTINGS additional_result_filter = 'file('{file}') != '''",
+    "SELECT arrayMap(file, ['/etc/passwd'])",
 ]
 
 
@@ -127,6 +134,31 @@ def test_reaching_out_is_refused(store: StoreProcess, place: dict[str, object], 
     assert "x-clickhouse-exception-code" in headers
     assert SECRET not in body.decode(errors="replace")
     assert send(store, "SELECT 1")[2] == b"1\n"
+
+
+def test_a_dictionarys_query_reads_no_file(store: StoreProcess, place: dict[str, object]) -> None:
+    query = f"SELECT toUInt64(1) AS a, file('{place['file']}') AS b".replace("'", "\\'")
+    made = "CREATE DICTIONARY safety.read (a UInt64, b String) PRIMARY KEY a "
+    made += f"SOURCE(CLICKHOUSE(QUERY '{query}')) LAYOUT(FLAT()) LIFETIME(0)"
+    assert send(store, made)[0] == 200
+    assert code(send(store, "SELECT * FROM safety.read")) == 76
+    send(store, "DROP DICTIONARY safety.read")
+
+
+def test_an_inserts_errors_are_written_nowhere(store: StoreProcess, place: dict[str, object]) -> None:
+    file = f"{place['directory']}/errors"
+    answer = send(
+        store, "x\n1\n", query="INSERT INTO safety.n FORMAT CSV", input_format_allow_errors_num="9",
+        input_format_record_errors_file_path=file,
+    )  # fmt: skip
+    assert code(answer) == 452 and not Path(file).exists()
+
+
+def test_a_kernel_without_landlock_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confine, "version", lambda: 1)
+    assert not confine.apply(tmp_path)
+    (tmp_path / "file").write_text("still ours to read")
+    assert (tmp_path / "file").read_text()
 
 
 ALLOWED = [

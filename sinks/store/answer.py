@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from sinks.store import codec
+from sinks.store.codec import PLAIN, Encoding
 from sinks.store.errors import StoreError
 
 _TYPES = {
@@ -81,7 +81,7 @@ class Server:
         """What drivers ask first."""
         return self.name[:100], self.version, self.timezone
 
-    def headers(self, query_id: str = "", form: str = "", encoding: str = "") -> dict[str, str]:
+    def headers(self, query_id: str = "", form: str = "", encoding: Encoding = PLAIN) -> dict[str, str]:
         """The common headers; ``form`` is the output format."""
         headers = {
             "X-ClickHouse-Server-Display-Name": self.name,
@@ -93,20 +93,20 @@ class Server:
         if form:
             headers["X-ClickHouse-Format"] = form
         headers["Content-Type"] = _TYPES.get(form, "text/plain; charset=UTF-8")
-        if encoding:
-            headers["Content-Encoding"] = encoding
+        if encoding.http:
+            headers["Content-Encoding"] = encoding.http
         return headers
 
-    def whole(self, body: bytes, summary: Summary, query_id: str, form: str, encoding: str) -> Answer:
+    def whole(self, body: bytes, summary: Summary, query_id: str, form: str, encoding: Encoding) -> Answer:
         """A finished answer."""
         headers = self.headers(query_id, form, encoding)
         headers["X-ClickHouse-Summary"] = summary.header()
-        if encoding:
-            encoder = codec.ENCODERS[encoding]()
-            body = encoder.compress(body) + encoder.flush()
-        return Answer(200, body, headers)
+        encoder = encoding.start()
+        return Answer(200, encoder.compress(body) + encoder.flush(), headers)
 
-    def error(self, error: StoreError, query_id: str = "") -> Answer:
-        """ClickHouse's text and number."""
+    def error(self, error: StoreError, query_id: str = "", in_blocks: bool = False) -> Answer:
+        """ClickHouse's text and number; who asked for blocks reads this as blocks too."""
         headers = self.headers(query_id) | {"X-ClickHouse-Exception-Code": str(error.code)}
-        return Answer(error.status, error.text(self.version).encode(), headers)
+        encoder = Encoding(in_blocks=in_blocks).start()
+        body = encoder.compress(error.text(self.version).encode()) + encoder.flush()
+        return Answer(error.status, body, headers)

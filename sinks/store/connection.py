@@ -8,6 +8,8 @@ from typing import Any
 
 from sinks.store.errors import UNKNOWN_SETTING, StoreError, from_engine
 
+# A setting that means nothing here; `system.processes` shows it, so that a query is found by its connection.
+TAG = "distributed_cache_client_id"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
 
@@ -35,7 +37,8 @@ class Connection:
         self._overlay: dict[str, tuple[str, str]] = {}  # name → (what the request asked for, what was there)
         self._home = "default"  # the session's own database
         self._database = self._home  # where we are
-        self.run(f"SET log_comment = {literal(tag)}")
+        # Without `implicit_select` a word that is no statement is a syntax error, as on a server.
+        self.run(f"SET {TAG} = {literal(tag)}, implicit_select = 0")
 
     def run(
         self, text: str | bytes, form: str = "TabSeparated", params: Mapping[str, str] | None = None

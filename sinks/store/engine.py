@@ -3,17 +3,18 @@
 import fcntl
 import itertools
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from schemas.config import Store
 from schemas.errors import BpfleetError
 from sinks.store import engine_config
-from sinks.store.connection import Connection
+from sinks.store.connection import TAG, Connection
 
 
 class Engine:
-    """ClickHouse in process on ``directory``; inert until start(). One process at a time may own it."""
+    """ClickHouse in process on ``directory``; inert until take() and start(). One process may own it."""
 
     def __init__(self, directory: Path, settings: Store) -> None:
         self.directory = directory
@@ -21,21 +22,28 @@ class Engine:
         self.version = ""
         self.timezone = "UTC"
         self._lock: int | None = None
+        self._path = ""
         self._first: Connection | None = None
         self._numbers = itertools.count(1)
         self._idle: list[Connection] = []
 
-    def start(self) -> None:
-        """Take the directory and open it; raises :class:`BpfleetError` when it can't be had."""
+    def take(self) -> None:
+        """Make the directory ours; raises :class:`BpfleetError` when it can't be had."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = _own(self.directory / "lock")
             config = engine_config.write(self.directory, self.settings)
+            shutil.rmtree(self.directory / "tmp", ignore_errors=True)  # what a killed one left
+            (self.directory / "tmp").mkdir()
         except OSError as error:
             raise BpfleetError(
                 f"cannot write {self.directory}: {error.strerror}; check its owner or set state_dir"
             ) from None
+        os.environ["TMPDIR"] = str(self.directory / "tmp")  # where the engine works; it opens no other
         self._path = f"{self.directory / 'data'}?config-file={config}"
+
+    def start(self) -> None:
+        """Open it, once it is taken; raises :class:`BpfleetError` when it is broken."""
         kept = any((self.directory / "data" / "metadata" / "default").glob("*.sql"))
         self._first = self._open("upkeep")  # the engine lives as long as one connection does
         _plain_default_database(self._first, kept)
@@ -65,7 +73,7 @@ class Engine:
         """Stop what runs on ``connection`` now; returns at once."""
         assert self._first
         with self._first.busy:
-            self._first.run(f"KILL QUERY WHERE Settings['log_comment'] = '{connection.tag}' ASYNC")
+            self._first.run(f"KILL QUERY WHERE Settings['{TAG}'] = '{connection.tag}' ASYNC")
 
     def _open(self, tag: str) -> Connection:
         try:

@@ -36,6 +36,7 @@ _FIXED = [
     "format_template_row",
     "format_template_resultset",
     "format_avro_schema_registry_url",
+    "input_format_record_errors_file_path",
 ]
 
 

@@ -14,7 +14,7 @@ _STATUS = {
     503: {202, 236},
 }
 _STATUS_OF = {code: status for status, codes in _STATUS.items() for code in codes}
-_SHAPE = re.compile(r"(?:Code: (\d+)\. DB::Exception: )+(.*?)\s*$", re.DOTALL)
+_SHAPE = re.compile(r"(?:Code: (\d+)\. DB::\w*Exception: )+(.*?)\s*$", re.DOTALL)
 # Where we are in the engine's insides: call stacks, and the file it was given to read.
 _INSIDE = re.compile(r"\n*^\d+\. .* @ 0x[0-9a-f]+$|: ?\(in file/uri /proc/self/fd/\d+\)", re.MULTILINE)
 _TAIL = re.compile(r"(?:\.? ?\([A-Z_]+\)| ?\(version [^)]*\))+\.?$")
@@ -29,6 +29,7 @@ TOO_MANY_SIMULTANEOUS_QUERIES = 202
 QUERY_IS_TOO_LARGE = 230
 ABORTED = 236
 INTO_OUTFILE_NOT_ALLOWED = 358
+QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING = 216
 SESSION_NOT_FOUND = 372
 SESSION_IS_LOCKED = 373
 INVALID_SESSION_TIMEOUT = 374
@@ -36,6 +37,8 @@ ACCESS_DENIED = 497
 AUTHENTICATION_FAILED = 516
 NOT_ENOUGH_SPACE = 243
 UNKNOWN_EXCEPTION = 1002
+CHECKSUM_DOESNT_MATCH = 40
+TOO_LARGE_SIZE_COMPRESSED = 76
 UNKNOWN_COMPRESSION_METHOD = 89
 CANNOT_DECOMPRESS = 271
 INCORRECT_DATA = 117

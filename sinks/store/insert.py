@@ -5,6 +5,7 @@ from typing import Any
 
 from sinks.store.answer import Answer, Server, Summary
 from sinks.store.body import Body, load
+from sinks.store.codec import PLAIN
 from sinks.store.connection import Connection
 from sinks.store.errors import NOT_ENOUGH_SPACE, StoreError
 from sinks.store.request import Asked
@@ -53,7 +54,7 @@ def run(
             result = _through_input(connection, asked, statement, body)
         else:
             result = load(connection, statement.sql, statement.format, body, asked.params)
-    return server.whole(b"", Summary.of(result), asked.query_id, statement.format, "")
+    return server.whole(b"", Summary.of(result), asked.query_id, statement.format, PLAIN)
 
 
 def _through_input(connection: Connection, asked: Asked, statement: Statement, body: Body) -> Any:

@@ -19,13 +19,14 @@ from sinks.store.connection import Connection
 from sinks.store.engine import Engine
 from sinks.store.errors import (
     QUERY_IS_TOO_LARGE,
+    QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING,
     READONLY,
     SYNTAX_ERROR,
     TOO_MANY_SIMULTANEOUS_QUERIES,
     UNKNOWN_EXCEPTION,
     StoreError,
 )
-from sinks.store.request import Asked, authenticate, understand
+from sinks.store.request import Asked, authenticate, understand, yes
 from sinks.store.session import Sessions
 from sinks.store.wire import PIECE, ClientGone, Wire
 
@@ -36,7 +37,8 @@ log = logging.getLogger("bpfleet.store")
 class Running:
     """What a request runs now, to be killed when its client leaves; never what runs there after it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, query_id: str) -> None:
+        self.query_id = query_id
         self._engine = engine
         self._connection: Connection | None = None
         self.only_reads = False
@@ -51,6 +53,12 @@ class Running:
         finally:
             with self._guard:  # a kill under way ends first
                 self._connection = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[str]:
+        """While inside, the connection gets no other request; its tag, empty when it has none now."""
+        with self._guard:
+            yield self._connection.tag if self._connection else ""
 
     def kill(self) -> None:
         """Nobody waits for the answer."""
@@ -70,7 +78,6 @@ class Queries:
         self._sessions = Sessions(engine)
         self._workers = ThreadPoolExecutor(MOST_QUERIES, "query")
         self._running: set[Running] = set()
-        self._guard = threading.Lock()
 
     @property
     def server(self) -> Server:
@@ -82,9 +89,11 @@ class Queries:
         request = Request(scope, receive)
         wire = Wire(receive, send)
         query_id = request.query_params.get("query_id", "")
+        in_blocks = False
         try:
             authenticate(request, self._user, self._password)
-            wire.decoder = Decoder(request.headers.get("content-encoding", "").lower())
+            in_blocks = yes(request.query_params, "compress")
+            wire.decoder = _decoder(request)
             asked, head = await self._understood(request, wire)
             query_id = asked.query_id
             if asked.query or request.method == "POST":
@@ -92,7 +101,7 @@ class Queries:
             else:
                 answer = Answer(200, b"Ok.\n", self.server.headers())
         except StoreError as error:
-            answer = self.server.error(error, query_id)
+            answer = self.server.error(error, query_id, in_blocks)
         except ClientGone:
             return
         except Exception as error:
@@ -102,12 +111,12 @@ class Queries:
             answer = self.server.error(
                 StoreError(UNKNOWN_EXCEPTION, f"{type(error).__name__}: {error}"), query_id
             )
-        if answer is not None:
+        if not wire.started:
             headers = answer.headers | {"Content-Length": str(len(answer.body))}
             if not wire.whole and request.method == "POST":
                 headers["Connection"] = "close"  # the rest of the body is not wanted
             await wire.begin(answer.status, headers)
-            await wire.push(b"" if request.method == "HEAD" else answer.body, more=False)
+        await wire.push(b"" if request.method == "HEAD" else answer.body, more=False)
 
     async def _understood(self, request: Request, wire: Wire) -> tuple[Asked, bytes]:
         """The request and the head of its body, which is empty when the body was a form."""
@@ -120,12 +129,15 @@ class Queries:
             raise StoreError(QUERY_IS_TOO_LARGE, f"A form may have {form.LARGEST} bytes")
         return understand(request, form.parse(kind, body)), b""
 
-    async def _answer(self, asked: Asked, head: bytes, wire: Wire) -> Answer | None:
+    async def _answer(self, asked: Asked, head: bytes, wire: Wire) -> Answer:
         if len(self._running) >= MOST_QUERIES:
             message = f"Too many simultaneous queries. Maximum: {MOST_QUERIES}"
             raise StoreError(TOO_MANY_SIMULTANEOUS_QUERIES, message)
+        if any(each.query_id == asked.query_id for each in self._running):
+            message = f"Query with id = {asked.query_id} is already running"
+            raise StoreError(QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING, message)
         loop = asyncio.get_running_loop()
-        running = Running(self._engine)
+        running = Running(self._engine, asked.query_id)
         self._running.add(running)
 
         async def gone() -> None:
@@ -138,7 +150,7 @@ class Queries:
             self._running.discard(running)
             watcher.cancel()
 
-    def _serve(self, asked: Asked, head: bytes, wire: Wire, running: Running) -> Answer | None:
+    def _serve(self, asked: Asked, head: bytes, wire: Wire, running: Running) -> Answer:
         """In a worker thread: from the head of the body to the answer."""
         text = f"{asked.query}\n".encode() + head if asked.query else head
         parsed = statement.parse(text)
@@ -164,7 +176,7 @@ class Queries:
         text: bytes,
         wire: Wire,
         running: Running,
-    ) -> Answer | None:
+    ) -> Answer:
         if parsed.kind == "INSERT" and asked.read_only:
             raise StoreError(READONLY, f"{self._user}: Cannot execute query in readonly mode")
         if parsed.data is not None:
@@ -183,10 +195,20 @@ class Queries:
         if lasting:
             connection.prepare("", {})
         running.only_reads = effect == "READ_ONLY"
-        answer = select.run(connection, asked, parsed, wire, self.server)
+        with self._killing(parsed) as parsed:
+            answer = select.run(connection, asked, parsed, wire, self.server)
         if lasting:
             connection.changed_for_good()
         return answer
+
+    @contextlib.contextmanager
+    def _killing(self, parsed: statement.Statement) -> Iterator[statement.Statement]:
+        """KILL QUERY by an id that a client chose: to the engine, the query is known by its connection."""
+        query_id = statement.killed(parsed)
+        with contextlib.ExitStack() as held:
+            meant = [each for each in list(self._running) if query_id and each.query_id == query_id]
+            tags = [held.enter_context(each.held()) for each in meant]
+            yield statement.kill_tagged(parsed, [tag for tag in tags if tag])
 
     @contextlib.contextmanager
     def _connection(self, asked: Asked) -> Iterator[Connection]:
@@ -197,13 +219,11 @@ class Queries:
             finally:
                 self._engine.give_back(connection)
             return
-        with self._guard:
-            connection = self._sessions.take(asked.session, asked.session_check)
+        connection = self._sessions.take(asked.session, asked.session_check)
         try:
             yield connection
         finally:
-            with self._guard:
-                self._sessions.release(asked.session, asked.session_timeout)
+            self._sessions.release(asked.session, asked.session_timeout)
 
     def stop_reading(self) -> None:
         """Nothing new is to come: end the queries that run, let the inserts finish."""
@@ -217,3 +237,10 @@ class Queries:
             each.kill()
         self._workers.shutdown()
         self._sessions.close()
+
+
+def _decoder(request: Request) -> Decoder:
+    """Of a request's body; a form's parts are never in blocks."""
+    whole = not form.is_form(request.headers.get("content-type", ""))
+    in_blocks = whole and yes(request.query_params, "decompress")
+    return Decoder(request.headers.get("content-encoding", "").lower(), in_blocks)

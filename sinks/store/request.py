@@ -4,6 +4,7 @@ import base64
 import binascii
 import hmac
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -13,7 +14,6 @@ from sinks.store.errors import (
     AUTHENTICATION_FAILED,
     BAD_ARGUMENTS,
     INVALID_SESSION_TIMEOUT,
-    NOT_IMPLEMENTED,
     StoreError,
 )
 
@@ -38,7 +38,7 @@ class Asked:
     settings: dict[str, str]
     params: dict[str, str]
     format: str  # when the text names none
-    encoding: str  # of the answer
+    encoding: codec.Encoding  # of the answer
     read_only: bool
     query_id: str
     revision: int = 0  # of the client's protocol, when it speaks one
@@ -53,16 +53,13 @@ def understand(request: Request, sent: form.Form) -> Asked:
     url = dict(request.query_params) | sent.fields
     external = form.External(sent.files, url) if sent.files else None
     no_settings = _RESERVED | form.settings_of(sent.files)
-    if url.get("compress", "0") not in ("0", "") or url.get("decompress", "0") not in ("0", ""):
-        message = "compress=1 and decompress=1 (ClickHouse's own block compression) are not offered"
-        raise StoreError(NOT_IMPLEMENTED, f"{message}; use Accept-Encoding and Content-Encoding")
     params = {name[6:]: value for name, value in url.items() if name.startswith("param_")}
     settings = {
         name: value
         for name, value in url.items()
         if name not in no_settings and not name.startswith("param_")
     }
-    wants = url.get("enable_http_compression", "0") in ("1", "true")
+    wants = yes(url, "enable_http_compression", "1")
     readonly = url.get("readonly", "0")
     if readonly not in ("0", "1", "2"):
         raise StoreError(BAD_ARGUMENTS, f"readonly must be 0, 1 or 2, not {readonly!r}")
@@ -72,15 +69,22 @@ def understand(request: Request, sent: form.Form) -> Asked:
         settings=settings,
         params=params,
         format=request.headers.get("x-clickhouse-format") or url.get("default_format") or "TabSeparated",
-        encoding=codec.choose(request.headers.get("accept-encoding", "")) if wants else "",
+        encoding=codec.Encoding(
+            codec.choose(request.headers.get("accept-encoding", "")) if wants else "", yes(url, "compress")
+        ),
         read_only=request.method in ("GET", "HEAD") or readonly != "0",
         query_id=url.get("query_id") or str(uuid.uuid4()),
         revision=_number(url.get("client_protocol_version", "")),
         external=external,
         session=url.get("session_id", ""),
         session_timeout=_session_timeout(url.get("session_timeout", "60")),
-        session_check=url.get("session_check", "0") in ("1", "true"),
+        session_check=yes(url, "session_check"),
     )
+
+
+def yes(url: Mapping[str, str], name: str, otherwise: str = "0") -> bool:
+    """Whether a parameter that is on or off is on."""
+    return url.get(name, otherwise).lower() in ("1", "true")
 
 
 def _number(text: str) -> int:

@@ -4,7 +4,6 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from sinks.store import codec
 from sinks.store.answer import Answer, Server, Summary
 from sinks.store.connection import Connection
 from sinks.store.errors import StoreError, from_engine
@@ -16,10 +15,12 @@ from sinks.store.wire import ClientGone, Wire
 _WHOLE = 1 << 18  # bytes; a result up to this size has Content-Length and a complete summary
 
 
-def run(
-    connection: Connection, asked: Asked, statement: Statement, wire: Wire, server: Server
-) -> Answer | None:
-    """Serve it; None when the answer has been streamed. Raises :class:`StoreError`, :class:`ClientGone`."""
+def run(connection: Connection, asked: Asked, statement: Statement, wire: Wire, server: Server) -> Answer:
+    """Serve it; of an answer that was streamed, only the end is left (``wire.started``).
+
+    Who has read all comes back at once, and must find its session free: the end is sent when it is.
+    Raises :class:`StoreError`, :class:`ClientGone`.
+    """
     form = statement.format or asked.format
     if not (statement.streams and possible(form)):
         return _at_once(connection, asked, statement, form, server)
@@ -31,8 +32,7 @@ def run(
         held.append(join.add(piece))
         summary = part
         if part.result_bytes > _WHOLE:
-            _stream(pieces, held, join, asked, form, wire, server)
-            return None
+            return _stream(pieces, held, join, asked, form, wire, server)
     if not held and has_header(form):
         return _at_once(connection, asked, statement, form, server)
     return server.whole(b"".join([*held, join.end()]), summary, asked.query_id, form, asked.encoding)
@@ -84,16 +84,16 @@ def _stream(
     form: str,
     wire: Wire,
     server: Server,
-) -> None:
+) -> Answer:
     """Headers, what is held, the rest; an error on the way goes into the body, with ClickHouse's mark."""
-    encoder = codec.ENCODERS[asked.encoding]() if asked.encoding else None
+    encoder = asked.encoding.start()
     tag = secrets.token_hex(8)
     headers = server.headers(asked.query_id, form, asked.encoding) | {"X-ClickHouse-Exception-Tag": tag}
     wire.start(200, headers)
     broken: StoreError | None = None
     try:
         for data in _then(held, pieces, join):
-            coded = encoder.compress(data) if encoder else data
+            coded = encoder.compress(data)
             if coded:
                 wire.write(coded)
     except StoreError as error:
@@ -102,12 +102,12 @@ def _stream(
         mark = (
             f"__exception__\r\n{tag}\r\n{text}\n{len(text.encode()) + 1} {tag}\r\n__exception__\r\n".encode()
         )
-        wire.write(encoder.compress(mark) if encoder else mark)
+        wire.write(encoder.compress(mark))
     finally:
         pieces.close()  # type: ignore[attr-defined]
-    wire.write(encoder.flush() if encoder else b"", more=False)
     if broken and wire.gone:
         raise ClientGone
+    return Answer(body=encoder.flush())
 
 
 def _then(held: list[bytes], pieces: Iterator[tuple[bytes, Summary]], join: Join) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ import uvicorn
 from schemas import config as settings
 from schemas.errors import BpfleetError, UsageError
 from sinks import heap
-from sinks.store import app
+from sinks.store import app, confine
 from sinks.store.engine import Engine
 from sinks.store.queries import Queries
 
@@ -30,6 +30,9 @@ def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
     directory = Path(config.state_dir) / "store"
     engine = Engine(directory, store)
     say(f"store: opening {directory}")
+    engine.take()
+    if not confine.apply(directory):
+        say("store: this kernel has no Landlock; clients could read files of this host by SQL")
     engine.start()
     host, port = listening.getsockname()[:2]
     say(f"store: ClickHouse {engine.version} on http://{f'[{host}]' if ':' in host else host}:{port}")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sinks.store.connection import TAG, literal
 from sinks.store.errors import ACCESS_DENIED, INTO_OUTFILE_NOT_ALLOWED, SYNTAX_ERROR, StoreError
 
 _TOKEN = re.compile(
@@ -28,6 +29,7 @@ _GAP = re.compile(r"[ \t]*;?[ \t]*(?:\r?\n)?")
 _ODD_QUOTES = re.compile("|".join(each.encode().decode("latin-1") for each in "‘’“”"))
 # Functions, table functions and sources that read the host or this process, each followed by `(`.
 _REACH_OUT = {"file", "python", "executable", "disk", "http", "odbc", "mongodb", "mysql", "postgresql"}
+_QUERY_ID = re.compile(r"\bquery_id\s*=\s*'((?:[^'\\]|\\.|'')*)'", re.IGNORECASE | re.DOTALL)
 _PLAIN_DATABASES = {"atomic", "memory"}
 _STREAMED = {"SELECT", "WITH"}  # the engine streams nothing else
 
@@ -146,6 +148,21 @@ def _formatted(text: str, keyword: Token, words: "_Guarded") -> Statement:
     data = _GAP.match(text, named.end)
     assert data
     return Statement(text[: keyword.end - len("FORMAT")], "INSERT", named.text, data.end())
+
+
+def killed(statement: Statement) -> str:
+    """The query id that a KILL QUERY names; empty for any other statement, and for other conditions."""
+    named = _QUERY_ID.search(statement.text) if statement.kind == "KILL" else None
+    return re.sub(r"\\(.)|'(')", r"\1\2", named[1]) if named else ""
+
+
+def kill_tagged(statement: Statement, tags: list[str]) -> Statement:
+    """The same KILL QUERY, also for what runs on connections with these tags."""
+    if not tags:
+        return statement
+    also = f"Settings['{TAG}'] IN ({', '.join(map(literal, tags))})"
+    text = _QUERY_ID.sub(lambda found: f"({found[0]} OR {also})", statement.text, count=1)
+    return dataclasses.replace(statement, text=text)
 
 
 class _Guarded:

@@ -39,12 +39,17 @@ func main() {
 	database := flag.String("database", "default", "database")
 	user := flag.String("user", "default", "user")
 	password := flag.String("password", "", "password")
+	inBlocks := flag.Bool("blocks", false, "ClickHouse's own compression instead of gzip")
 	flag.Parse()
+	method := clickhouse.CompressionGZIP
+	if *inBlocks {
+		method = clickhouse.CompressionLZ4
+	}
 	db := clickhouse.OpenDB(&clickhouse.Options{
 		Addr:        []string{*address},
 		Auth:        clickhouse.Auth{Database: *database, Username: *user, Password: *password},
 		Protocol:    clickhouse.HTTP,
-		Compression: &clickhouse.Compression{Method: clickhouse.CompressionGZIP},
+		Compression: &clickhouse.Compression{Method: method},
 		DialTimeout: 10 * time.Second,
 		ReadTimeout: 60 * time.Second,
 	})
