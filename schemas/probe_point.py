@@ -13,11 +13,13 @@ from schemas.errors import UsageError
 _NAME, _SYMBOL = r"[A-Za-z_][A-Za-z0-9_]{0,99}", r"[A-Za-z_][A-Za-z0-9_.$@]{0,254}"
 _BINARY = r"[A-Za-z0-9_./+@-]{1,250}"
 _PLACE = rf"{_SYMBOL}(?:\+(?:0x[0-9a-f]{{1,8}}|\d{{1,9}}))?"
+_SYMBOLS = rf"{_SYMBOL}(?:\|{_SYMBOL}){{0,7}}"  # any of them
 _COUNT = r"[1-9]\d{0,9}"
 # kind → the patterns of its parts; a last one that ends in "?" may be left out
 KINDS: dict[str, tuple[str, ...]] = {
     "tracepoint": (_NAME, _NAME), "raw": (_NAME,), "syscall": (_NAME,),
-    "uprobe": (_BINARY, _PLACE), "uretprobe": (_BINARY, _SYMBOL), "function": (_BINARY, _SYMBOL),
+    "uprobe": (_BINARY, rf"{_PLACE}|{_SYMBOLS}"), "uretprobe": (_BINARY, _SYMBOLS),
+    "function": (_BINARY, _SYMBOLS),
     "usdt": (_BINARY, _NAME, _NAME), "heap": (_BINARY,),
     "software": (r"[a-z-]{1,40}", f"(?:{_COUNT})?"), "hardware": (r"[a-z-]{1,40}", f"(?:{_COUNT})?"),
     "profile": (_COUNT,),
@@ -64,6 +66,14 @@ class Point:
     def is_user(self) -> bool:
         """Whether it lies in a binary."""
         return self.kind in USER
+
+    @property
+    def functions(self) -> list[tuple[str, int]]:
+        """Of a point in a binary: the functions that are meant, and how far behind their beginning."""
+        return [
+            (name, int(plus or "0", 0))
+            for name, _, plus in (each.partition("+") for each in self.parts[1].split("|"))
+        ]
 
     @property
     def pairs(self) -> bool:

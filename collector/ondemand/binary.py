@@ -15,6 +15,7 @@ LIBRARIES = (
     "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu", "usr/lib/aarch64-linux-gnu",
     "lib64", "usr/lib64", "lib", "usr/lib", "usr/local/lib", "usr/local/lib64",
 )  # fmt: skip
+ELSEWHERE = ("usr/lib/jvm/*/lib/server", "usr/lib/jvm/*/jre/lib/*/server", "opt/*/lib/server")
 PROGRAMS = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 MAX_FILES = 16  # of one point
 NEEDS = "give the collector CAP_SYS_PTRACE"
@@ -25,9 +26,9 @@ def find(name: str, pids: Iterable[int] = ()) -> list[Path]:
     pids = list(pids)
     denied = False
     found: dict[tuple[int, int], Path] = {}
-    for root in _roots(pids) if pids else [Path("/")]:
+    for candidates in _candidates(name, pids):
         try:
-            for file in _in_root(root, name):
+            for file in candidates:
                 seen = file.stat()
                 found.setdefault((seen.st_dev, seen.st_ino), file)
                 break
@@ -37,10 +38,40 @@ def find(name: str, pids: Iterable[int] = ()) -> list[Path]:
             break
     if not found and denied:
         raise BpfleetError(f"may not look into the root directories of those processes; {NEEDS}")
+    if not found and not pids and name.startswith("/") and Path(name).exists():
+        raise BpfleetError(f"{name} is no program or library; name the one that runs, as its interpreter")
     if not found:
         where = "in the root directories of the processes in scope" if pids else "on this host"
         raise BpfleetError(f"there is no {name} {where}; give its absolute path")
     return list(found.values())
+
+
+def _candidates(name: str, pids: list[int]) -> Iterator[Iterable[Path]]:
+    """Places to look at, the first file of each counts: what processes have loaded, else what they would."""
+    loaded = [files for pid in pids if (files := _loaded(pid, name))]
+    if loaded:
+        yield from loaded
+    else:
+        yield from (_in_root(root, name) for root in (_roots(pids) if pids else [Path("/")]))
+
+
+def _loaded(pid: int, name: str) -> list[Path]:
+    """Files of a name (not a path) that a process has mapped."""
+    if "/" in name:
+        return []
+    try:
+        lines = (PROC / str(pid) / "maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    paths = dict.fromkeys(line.split(None, 5)[5] for line in lines if line.count("/") and " r-x" in line)
+    root = PROC / str(pid) / "root"
+    fitting = [each for each in paths if _fits(each.rpartition("/")[2], name)]
+    return [file for each in fitting if _is_program(file := _inside(root, each.lstrip("/")))]
+
+
+def _fits(file: str, name: str) -> bool:
+    """Whether a file is what a name means: ``libc`` is ``libc.so.6``, ``bash`` is ``bash``."""
+    return file == name or file.startswith(name if ".so" in name else f"{name}.so")
 
 
 def _roots(pids: list[int]) -> Iterator[Path]:
@@ -69,6 +100,7 @@ def _in_root(root: Path, name: str) -> Iterator[Path]:
             candidates += _named(root / directory, stem)
         for directory in _configured(root):
             candidates += _named(root / directory, stem)
+        candidates += [each for place in ELSEWHERE for each in sorted(root.glob(f"{place}/{stem}"))]
     root.stat()  # PermissionError rather than nothing found
     for each in candidates:
         if _is_program(each):

@@ -122,9 +122,7 @@ def _function(point: Point, label: str, returns: bool, pids: list[int], pid: int
             return attach.attach([attach.kernel_event(name, returns=returns)], program.fd)
 
         return Hooking(label, hook_kernel)
-    symbol, _, plus = point.parts[1].partition("+")
-    found = [(file, *_offset(file, symbol, int(plus or "0", 0))) for file in find(point.parts[0], pids)]
-    places = [(file, offset) for file, offset, _ in found]
+    found = [(file, *entry) for file in find(point.parts[0], pids) for entry in _entries(file, point)]
     trap = RETURN_TRAP_NS if returns else TRAP_NS
     if not all(is_cheap for _, _, is_cheap in found):
         trap += STEPPED_NS
@@ -132,19 +130,30 @@ def _function(point: Point, label: str, returns: bool, pids: list[int], pid: int
     def hook(program: Program) -> list[int]:
         fds: list[int] = []
         with attach.closing_on_failure(fds):
-            for file, offset in places:
-                fds.append(attach.functions(file, [offset], program.fd, returns=returns, pid=pid))
+            for file in {file: None for file, _, _ in found}:
+                offsets = [offset for each, offset, _ in found if each == file]
+                fds.append(attach.functions(file, offsets, program.fd, returns=returns, pid=pid))
         return fds
 
     return Hooking(label, hook, trap)
 
 
-def _offset(file: Path, symbol: str, plus: int) -> tuple[int, bool]:
-    """Where to put the trap, and whether it is a cheap one."""
+def _entries(file: Path, point: Point) -> list[tuple[int, bool]]:
+    """Where to put traps, and whether each is a cheap one. One of the functions has to be there."""
+    found: dict[int, bool] = {}
+    missing: list[BpfleetError] = []
     with Elf(file) as elf:
-        if plus:
-            return elf.function(symbol) + plus, False
-        return elf.entry(symbol)
+        for name, plus in point.functions:
+            try:
+                if plus:
+                    found |= {at + plus: False for at in elf.functions(name)}
+                else:
+                    found |= dict(elf.entries(name))
+            except BpfleetError as error:
+                missing.append(error)
+    if not found:
+        raise missing[0]
+    return list(found.items())
 
 
 def _marker(point: Point, label: str, pids: list[int], pid: int) -> tuple[Place, Hooking]:

@@ -1,7 +1,7 @@
 """Just enough of an ELF file to put a probe into it: where a function lies, and what markers it has.
 
     with Elf(Path("/usr/lib/x86_64-linux-gnu/libc.so.6")) as elf:
-        elf.function("malloc")              # offset in the file
+        elf.functions("malloc")             # offsets in the file
         elf.markers("libstdcxx", "throw")   # [Marker(offset, semaphore, "8@%rdi -4@%esi"), …]
 
 Only 64-bit little-endian files; layout: elf(5). Markers are the notes that <sys/sdt.h> leaves.
@@ -102,27 +102,42 @@ class Elf:
                 return int(address - start + offset)
         raise BpfleetError(f"{self.file}: address {address:#x} is in no part that is loaded")
 
-    def function(self, name: str) -> int:
-        """The offset of a function. Raises :class:`BpfleetError` that names similar ones."""
+    def has(self, name: str) -> bool:
+        """Whether there is a function of that name."""
+        return any(self._addresses(name)[0])
+
+    def _addresses(self, name: str) -> tuple[list[int], bool]:
+        """(where functions of that name lie, whether one is chosen at run time)."""
         for section in self._sections:
             if section.kind not in (_SYMTAB, _DYNSYM):
                 continue
             symbols = np.frombuffer(self._map, _SYMBOL, section.size // _SYMBOL.itemsize, section.offset)
             found = symbols[np.isin(symbols["name"], self._places(section, name)) & (symbols["section"] != 0)]
             kinds = found["info"] & 15
-            wanted = found[kinds == _FUNCTION]
-            address = int(wanted["value"][0]) if len(wanted) else None
+            addresses = np.unique(found["value"][kinds == _FUNCTION]).tolist()
             chosen = bool((kinds == _CHOSEN_AT_RUN_TIME).any())
-            del symbols, found, wanted  # views of the file: it could not be closed
-            if address is not None:
-                return self.offset(address)
-            if chosen:
-                raise BpfleetError(f"{name} of {self.file.name} is chosen at run time; probe what calls it")
-        raise BpfleetError(f"{self.file} has no function {name}; `nm -D {self.file}` lists what it has")
+            del symbols, found, kinds  # views of the file: it could not be closed
+            if addresses or chosen:
+                return addresses, chosen
+        return [], False
 
-    def entry(self, name: str) -> tuple[int, bool]:
-        """(where to probe a function's entry at least cost, whether that is cheap)."""
-        offset = self.function(name)
+    def functions(self, name: str) -> list[int]:
+        """The offsets of all functions of that name: versions of it, or of several units.
+
+        Raises :class:`BpfleetError` when there is none.
+        """
+        addresses, chosen = self._addresses(name)
+        if chosen:  # programs call that; another of the name is for old ones only
+            raise BpfleetError(f"{name} of {self.file.name} is chosen at run time; probe what calls it")
+        if not addresses:
+            raise BpfleetError(f"{self.file} has no function {name}; `nm -D {self.file}` lists what it has")
+        return [self.offset(each) for each in addresses]
+
+    def entries(self, name: str) -> list[tuple[int, bool]]:
+        """(where to probe a function's entry at least cost, whether that is cheap), of each."""
+        return [self._entry(offset) for offset in self.functions(name)]
+
+    def _entry(self, offset: int) -> tuple[int, bool]:
         shift, is_cheap = cheap(self._map[offset : offset + 32])
         return offset + shift, is_cheap
 
