@@ -24,17 +24,21 @@ class Machine:
     arguments: tuple[str, ...]
     result: str
     stack: str
+    frame: str  # the frame pointer
+    here: str  # the next instruction
     members: tuple[str, ...]  # of the kernel's struct
     return_pops: int  # bytes that returning takes off the stack
 
 
 MACHINES = {
     "x86_64": Machine(
-        ("di", "si", "dx", "cx", "r8", "r9"), "ax", "sp",
+        ("di", "si", "dx", "cx", "r8", "r9"), "ax", "sp", "bp", "ip",
         ("di", "si", "dx", "cx", *(f"r{n}" for n in range(8, 16)), "ax", "bx", "bp", "sp", "ip"),
         8,
     ),
-    "aarch64": Machine(tuple(f"regs[{n}]" for n in range(6)), "regs[0]", "sp", ("regs", "sp", "pc"), 0),
+    "aarch64": Machine(
+        tuple(f"regs[{n}]" for n in range(6)), "regs[0]", "sp", "regs[29]", "pc", ("regs", "sp", "pc"), 0
+    ),
 }  # fmt: skip
 
 

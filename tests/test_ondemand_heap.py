@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from ondemand import alone
 from ondemand_heap import SITES, program, watched
 
-from collector.ondemand import heap_estimate
 from collector.ondemand.heap_estimate import AGE, ALLOCATION, PLACE, SUM, Windows
 from collector.ondemand.instruction import cheap
 
@@ -58,7 +57,7 @@ def test_life_tables_tell_what_stays_from_what_goes(lifetime: int, stays: float,
         keeps = (site == 1) & (random.random(2 * count) < stays)
         ended = ~keeps & (born + age < window)
         alive = np.zeros((~ended).sum(), ALLOCATION)
-        alive["size"], alive["stack"], alive["at"] = 100, site[~ended], born[~ended]
+        alive["size"], alive["chunk"], alive["stack"], alive["at"] = 100, 112, site[~ended], born[~ended]
         places = np.zeros(len(alive), PLACE)
         places["pid"] = 7
         ages, sums = np.zeros(ended.sum(), AGE), np.zeros(ended.sum(), SUM)
@@ -69,11 +68,6 @@ def test_life_tables_tell_what_stays_from_what_goes(lifetime: int, stays: float,
     found = dict(zip(estimate.stack.tolist(), estimate.bytes.tolist(), strict=True))
     assert abs(found[1] - 10_000_000) < 600_000
     assert abs(found.get(2, 0)) < 600_000
-
-
-def test_chunks_are_glibc_s() -> None:
-    sizes = np.array([0, 1, 24, 25, 40, 41, 100], np.uint64)
-    assert heap_estimate.chunks(sizes).tolist() == [32, 32, 32, 48, 48, 64, 112]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from collector.companion import Companion
 from collector.desired_files import own_text
 from collector.desired_worker import APPLIED, Outcome
 from collector.ondemand import bind as binding
-from collector.ondemand import heap
+from collector.ondemand import heap, heap_library
 from collector.ondemand.budget import Budget
 from collector.ondemand.columns import Columns
 from collector.ondemand.homes import Homes
@@ -152,8 +152,8 @@ class Probes(Companion):
         """Generate, compile and load. Raises :class:`UsageError` for what no retry would mend."""
         pids = self._homes.pids(checked.spec.cgroup) if checked.at.is_user and checked.spec.cgroup else []
         if checked.at.kind == "heap":
-            pids = heap.processes(checked, pids)
-            return heap.Heap(checked, heap.load(checked), pids, share, self._naming)
+            pids = heap_library.processes(checked, pids)
+            return heap.Heap(checked, heap_library.load(checked), pids, share, self._naming)
         bound = binding.bind(checked, pids)
         generated = probe_c.generate(checked, bound.bound)
         rate = max(1, checked.spec.rate // (os.cpu_count() or 1))

@@ -11,65 +11,35 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from collector import bpf_sys, loader
+from collector import bpf_sys
 from collector.bpf_map import possible_cpus
 from collector.clock import now_us
 from collector.loader import Loaded
-from collector.ondemand import attach, heap_estimate
-from collector.ondemand.binary import find
+from collector.ondemand import attach, heap_estimate, heap_library
 from collector.ondemand.bind import RETURN_TRAP_NS, TRAP_NS
 from collector.ondemand.columns import Columns
-from collector.ondemand.elf import Elf
-from collector.ondemand.heap_estimate import AGE, ALLOCATION, PLACE, STEPS, SUM, Estimate, Windows
+from collector.ondemand.heap_estimate import AGE, ALLOCATION, GONE, PLACE, STEPS, SUM, Estimate, Windows
+from collector.ondemand.heap_growth import Growth
+from collector.ondemand.heap_library import FREE
 from collector.ondemand.naming import Naming, StackNames
 from collector.ondemand.running import Cost
 from schemas.columns import Column
-from schemas.errors import BpfleetError, UsageError
-from schemas.probe_place import machine
+from schemas.errors import BpfleetError
 from schemas.probe_spec import Checked
 
-# function → its cookie in heap.bpf.c; all but free have a return
-FREE = 4
-FUNCTIONS = {
-    "free": FREE, "malloc": 0, "valloc": 0, "memalign": 1, "aligned_alloc": 1, "calloc": 2, "realloc": 3,
-}  # fmt: skip
 WINDOW_S, LONGEST_S, CALM_S, LEAST_REST_S = 0.02, 0.16, 0.2, 0.05
 UNSETTLED, JUDGED = 0.2, 5  # windows are lengthened when so much may still end, after so many
 SLOWDOWN = 0.06  # of the process: what the traps may take of its time
+NEW_STACKS = 12  # windows that are set aside at most, since stacks became longer in them
 BURST_S = 0.03  # of traps, before it is called too much
-MAX_PROCESSES = 8
 FULL = 0.75  # of the table of what is alive: past it every second address is left out
-
-
-@dataclass
-class Process:
-    """One that is watched."""
-
-    pid: int
-    grown_from: int  # anonymous memory at the beginning
-
-    @classmethod
-    def of(cls, pid: int) -> "Process":
-        """Raises :class:`BpfleetError` when it is gone."""
-        return cls(pid, anonymous(pid))
-
-
-def anonymous(pid: int) -> int:
-    """Bytes of anonymous memory that a process has touched."""
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    raise BpfleetError(f"there is no process {pid}")
 
 
 class Heap:
@@ -85,8 +55,10 @@ class Heap:
         self.sample = checked.spec.sample
         self.stacks = StackNames(loaded.maps, naming)
         self._share = share
-        self._places = _places(checked.at.parts[0], pids)
-        self._processes = {pid: Process.of(pid) for pid in pids}
+        self._places = heap_library.functions(checked.at.parts[0], pids)
+        self._has_headers = all(heap_library.is_glibc(file) for file, _ in self._places)
+        loaded.set("headers", int(self._has_headers))
+        self._processes = {pid: Growth(pid) for pid in pids}
         self._fds: list[int] = []
         self._gate, self._closed = threading.Lock(), False
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="heap")
@@ -183,16 +155,22 @@ class Heap:
         live, ended = self._loaded.maps["live"], self._loaded.maps["ended"]
         keys, values, count = live.read(delete=True)
         old_keys, old_values, old = ended.read(delete=True)
+        places, gone = np.frombuffer(keys, PLACE, count), self._gone()
         if self.windowed:
             sums = np.frombuffer(old_values, SUM).reshape(old, possible_cpus())
             total = np.zeros(old, SUM)
             for name in SUM.names or ():
                 total[name] = sums[name].sum(axis=1)
             self._windows.add(
-                np.frombuffer(keys, PLACE, count), np.frombuffer(values, ALLOCATION, count),
+                places, np.frombuffer(values, ALLOCATION, count),
                 np.frombuffer(old_keys, AGE, old), total, end, self._step_ns,
             )  # fmt: skip
+            if self._has_headers:
+                self._windows.add_gone(*gone)
+            for pid, growth in self._processes.items():
+                growth.see(places["address"][places["pid"] == pid])
             self.windows += 1
+            self._begin_anew_when_stacks_grow()
             if self.windows == JUDGED and self._windows.unsettled() > UNSETTLED:
                 self._lengthen()
         self.windowed = True
@@ -202,6 +180,18 @@ class Heap:
         """Much of what was alive at the end was soon to go: look twice as long, half as often."""
         if self.window_s < LONGEST_S:
             self.window_s, self.windows, self._windows = self.window_s * 2, 0, Windows()
+
+    def _gone(self) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
+        """Chunks that were freed and are of no window: keys, and how many."""
+        keys, values, count = self._loaded.maps["gone"].read(delete=True)
+        cpus = np.frombuffer(values, np.uint64).reshape(count, possible_cpus())
+        return np.frombuffer(keys, GONE, count), cpus.sum(axis=1, dtype=np.uint64)
+
+    def _begin_anew_when_stacks_grow(self) -> None:
+        """While callers become known that were not, what was seen is of other call sites."""
+        grown, self._grown = self._grown, self.stacks.grown
+        if grown != self._grown and self._anew < NEW_STACKS:
+            self._anew, self._windows = self._anew + 1, Windows()
 
     @property
     def _step_ns(self) -> int:
@@ -220,6 +210,7 @@ class Heap:
         self._took = time.monotonic() - self._opened
         self._calm = self._spent < SLOWDOWN / 4 * seconds
 
+    _grown = _anew = 0
     _calm = False
     _took = 0.0
     _spent = 0.0
@@ -239,6 +230,7 @@ class Heap:
                 continue
         if not self._fds:
             raise BpfleetError("the process has ended")
+        self._loaded.set("open", 1)
 
     def _link(self, program: str, file: Path, functions: Mapping[int, int], pid: int) -> None:
         offsets, cookies = list(functions), list(functions.values())
@@ -248,6 +240,7 @@ class Heap:
 
     def _close(self) -> None:
         """Take the traps out: each link waits for the kernel, so all do at once."""
+        self._loaded.set("open", 0)
         fds, self._fds = self._fds, []
         list(self._pool.map(os.close, fds))
 
@@ -281,59 +274,12 @@ class Heap:
         """What is alive now, by process; one that has ended has nothing."""
         places, allocations = self._alive()
         found = {}
-        for pid, process in self._processes.items():
-            try:
-                growth = anonymous(pid) - process.grown_from
-            except BpfleetError:
+        for pid, growth in self._processes.items():
+            if not Path(f"/proc/{pid}").exists():
                 continue
-            alive = allocations[places["pid"] == pid]
-            if self.windowed:
-                found[pid] = self._windows.estimate(pid, growth)
-            else:
-                found[pid] = heap_estimate.whole(alive, self.sample)
+            if not self.windowed:
+                found[pid] = heap_estimate.whole(allocations[places["pid"] == pid], self.sample)
+                continue
+            with suppress(BpfleetError):  # it has just ended
+                found[pid] = self._windows.estimate(pid, growth.read())
         return found
-
-
-def _places(binary: str, pids: list[int]) -> list[tuple[Path, dict[int, int]]]:
-    """The library's files, and of each its functions: offset → cookie."""
-    places = []
-    for file in find(binary, pids):
-        functions: dict[int, int] = {}
-        with Elf(file) as elf:
-            for name, cookie in FUNCTIONS.items():
-                try:
-                    functions.setdefault(elf.entry(name)[0], cookie)
-                except BpfleetError:
-                    if name in ("malloc", "free"):
-                        raise
-        places.append((file, functions))
-    return places
-
-
-def load(checked: Checked) -> Loaded:
-    """The programs. Raises :class:`UsageError` where the kernel does not take them."""
-    registers = machine()
-    names = ("FIRST_ARGUMENT", "SECOND_ARGUMENT", "THIRD_ARGUMENT")
-    defined = "".join(
-        f"#define {name} ctx->{register}\n"
-        for name, register in zip(names, registers.arguments[:3], strict=True)
-    )
-    text = (
-        f"KERNEL_STRUCT(pt_regs, {', '.join(registers.members)})\n{defined}"
-        f'#define RESULT ctx->{registers.result}\n#include "ondemand/heap.bpf.c"\n'
-    )
-    sample = 1 << max(checked.spec.sample - 1, 0).bit_length()
-    result = loader.load([loader.Source("heap", text=text, attach=False, settings={"sample": sample})])
-    if result.failed:
-        raise UsageError(f"this kernel does not take it: {result.failed['heap']}")
-    return result.loaded["heap"]
-
-
-def processes(checked: Checked, pids: list[int]) -> list[int]:
-    """Whom it watches. Raises :class:`BpfleetError`."""
-    chosen = [checked.spec.pid] if checked.spec.pid else pids
-    if not chosen:
-        raise BpfleetError("there is no process in that cgroup")
-    if len(chosen) > MAX_PROCESSES:
-        raise UsageError(f"{len(chosen)} processes are in that cgroup, at most {MAX_PROCESSES} are watched")
-    return chosen

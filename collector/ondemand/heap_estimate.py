@@ -3,8 +3,9 @@
 Seen whole, from the beginning on: sums of what is alive, times the sampling of addresses. Seen in windows
 only, since the program allocates too often: of each call site it is known how much it allocated in them, and
 how old that became: a life table (Kaplan and Meier, in bytes), in which what was alive when its window closed
-is censored. What outlives a window counts as left behind. How much is left behind in total, the kernel knows:
-the heap's growth. It is divided among the call sites by what each left behind in the windows.
+is censored. Of what outlives a window, some is freed later: how much of it, the balance of sizes tells
+(heap_balance.py). How much stays in total, the kernel knows: the heap's growth. It is divided among the call
+sites by what each left behind for good in the windows.
 """
 
 from dataclasses import dataclass, field
@@ -12,11 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-HEADER, ALIGN, LEAST = 8, 16, 32  # glibc's chunks: bytes before each, rounding, the smallest
+from collector.ondemand import heap_balance
+from collector.ondemand.heap_balance import CLASSES, Kept
+
 STEPS = 64  # of a window: HEAP_STEPS of heap.bpf.c
 PLACE = np.dtype([("address", "<u8"), ("pid", "<u8")])
-ALLOCATION = np.dtype([("size", "<u8"), ("stack", "<u8"), ("at", "<u8")])
+ALLOCATION = np.dtype([("size", "<u8"), ("chunk", "<u8"), ("stack", "<u8"), ("at", "<u8")])
 AGE = np.dtype([("pid", "<u8"), ("stack", "<u8"), ("step", "<u8")])
+GONE = np.dtype([("pid", "<u8"), ("chunk", "<u8")])
 SUM = np.dtype([("count", "<u8"), ("bytes", "<u8"), ("chunks", "<u8")])
 COUNT, BYTES, CHUNKS = 0, 1, 2
 Site = tuple[int, int]  # pid, stack
@@ -30,13 +34,6 @@ class Estimate:
     count: NDArray[np.int64]
     bytes: NDArray[np.int64]
     error: NDArray[np.int64]  # standard error of bytes
-
-
-def chunks(sizes: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Bytes that glibc takes for allocations of these sizes."""
-    rounded = (sizes.astype(np.int64) + HEADER + ALIGN - 1) // ALIGN * ALIGN
-    taken: NDArray[np.float64] = np.maximum(rounded, LEAST).astype(np.float64)
-    return taken
 
 
 def whole(alive: NDArray[np.void], sample: int) -> Estimate:
@@ -56,6 +53,7 @@ class Table:
 
     ended: NDArray[np.float64] = field(default_factory=lambda: np.zeros((STEPS, 3)))
     censored: NDArray[np.float64] = field(default_factory=lambda: np.zeros((STEPS, 3)))
+    alive: NDArray[np.float64] = field(default_factory=lambda: np.zeros(CLASSES))  # by size, at windows' ends
 
     def survival(self, start: int = 0) -> float:
         """The share of the bytes alive at step ``start`` that outlives a window."""
@@ -70,12 +68,27 @@ class Table:
         seen: NDArray[np.float64] = self.ended.sum(axis=0) + self.censored.sum(axis=0)
         return seen * self.survival()
 
+    def left_by_size(self) -> NDArray[np.float64]:
+        """How many of each class of sizes outlive a window."""
+        alive = float(self.censored[:, CHUNKS].sum())
+        sizes: NDArray[np.float64] = self.alive * (float(self.left()[CHUNKS]) / alive if alive else 0.0)
+        return sizes
+
 
 class Windows:
     """Life tables over the windows of all processes."""
 
     def __init__(self) -> None:
         self.tables: dict[Site, Table] = {}
+        self.gone: dict[int, NDArray[np.float64]] = {}  # pid → by size, freed and of no window's making
+
+    def add_gone(self, keys: NDArray[np.void], counts: NDArray[np.uint64]) -> None:
+        """Of one window: what was freed in it and had been allocated before it."""
+        sizes = heap_balance.classes(keys["chunk"].astype(np.float64))
+        for pid in np.unique(keys["pid"]).tolist():
+            mine = keys["pid"] == pid
+            total = self.gone.setdefault(pid, np.zeros(CLASSES))
+            np.add.at(total, sizes[mine], counts[mine].astype(np.float64))
 
     def add(self, places: NDArray[np.void], alive: NDArray[np.void], ages: NDArray[np.void],
             sums: NDArray[np.void], end_ns: int, step_ns: int) -> None:  # fmt: skip
@@ -85,13 +98,18 @@ class Windows:
             table.ended[age[2]] += total
         age_ns = np.maximum(end_ns - alive["at"].astype(np.int64), 0)
         steps = np.minimum(age_ns // step_ns, STEPS - 1)
-        amounts = np.stack([np.ones(len(alive)), alive["size"].astype(float), chunks(alive["size"])], axis=1)
+        amounts = np.stack(
+            [np.ones(len(alive)), alive["size"].astype(float), alive["chunk"].astype(float)], axis=1
+        )
+        sizes = heap_balance.classes(amounts[:, CHUNKS])
         pairs = np.empty(len(alive), [("pid", "<u8"), ("stack", "<u8")])
         pairs["pid"], pairs["stack"] = places["pid"], alive["stack"]
         sites, which = np.unique(pairs, return_inverse=True)
         for number, site in enumerate(sites.tolist()):
             mine = which == number
-            np.add.at(self.tables.setdefault(site, Table()).censored, steps[mine], amounts[mine])
+            table = self.tables.setdefault(site, Table())
+            np.add.at(table.censored, steps[mine], amounts[mine])
+            np.add.at(table.alive, sizes[mine], 1.0)
 
     def unsettled(self) -> float:
         """Share of what is left behind that may yet turn out to live only a little longer than a window."""
@@ -108,13 +126,24 @@ class Windows:
         """The growth of a process's heap (bytes) by call site."""
         tables = {site[1]: table for site, table in self.tables.items() if site[0] == pid}
         left = np.array([table.left() for table in tables.values()]).reshape(-1, 3)
+        kept = self._kept(pid, list(tables.values()))
+        unsure = np.divide(kept.error, kept.share, out=np.ones(len(left)), where=kept.share > kept.error)
+        left *= kept.share[:, None]
         taken = left[:, CHUNKS].sum()
         scale = max(growth, 0) / taken if taken else 0.0
         seen = np.maximum(left[:, COUNT], 1e-9)
         total = left[:, BYTES] * scale
         share = np.divide(left[:, BYTES], left[:, BYTES].sum() or 1.0)
-        error = total * np.sqrt((1 - share) / np.maximum(seen, 1.0))
+        error = total * np.sqrt((1 - share) / np.maximum(seen, 1.0) + ((1 - share) * unsure) ** 2)
         return Estimate(
             np.array(list(tables), np.uint64), (left[:, COUNT] * scale).astype(np.int64),
             total.astype(np.int64), error.astype(np.int64),
         )  # fmt: skip
+
+    def _kept(self, pid: int, tables: list[Table]) -> Kept:
+        """What of each site's leavings stays; all of it where no freed sizes are known."""
+        gone = self.gone.get(pid)
+        if gone is None or not tables:
+            return Kept(np.ones(len(tables)), np.zeros(len(tables)))
+        left = np.array([each.left_by_size() for each in tables])
+        return heap_balance.kept(left, np.sum([each.alive for each in tables], axis=0), gone)

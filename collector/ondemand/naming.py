@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from collector.bpf_map import Map
 from collector.ksym import Symbols as KernelSymbols
+from collector.ondemand.rules import Rules
 from collector.ring import Ring
 from collector.stacks import RECORD, Names, told_columns
 from collector.symbols import Symbols
@@ -21,11 +22,12 @@ class Naming:
         self._tell = tell
         self._names: Names | None = None
 
-    def learn(self, records: NDArray[Any]) -> None:
-        """Stacks that the kernel told."""
+    def learn(self, records: NDArray[Any], rules: Rules | None = None) -> bool:
+        """Stacks that the kernel told; whether ``rules`` have grown, so that stacks will be longer."""
         contents = self.names.learn(records)
         if contents:
             self._tell(told_columns(contents))
+        return rules is not None and sum(rules.learn(each, self.names.symbols) for each in records) > 0
 
     @property
     def names(self) -> Names:
@@ -48,11 +50,13 @@ class StackNames:
 
     def __init__(self, maps: Mapping[str, Map], naming: Naming) -> None:
         self._ring, self._told, self._naming = Ring(maps["stacks"], RECORD), maps["stacks_told"], naming
+        self._rules = Rules(maps["frame_rules"]) if "frame_rules" in maps else None
+        self.grown = 0  # how often stacks became longer
 
     def look(self) -> None:
         """Learn new stacks while their processes are there."""
         if self._ring.waiting:
-            self._naming.learn(self._ring.read(1 << 16))
+            self.grown += self._naming.learn(self._ring.read(1 << 16), self._rules)
 
     def names(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Names of stacks; those not known are told again when they come again."""

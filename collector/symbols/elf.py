@@ -90,12 +90,10 @@ class Elf:
 def read(fd: int) -> Elf:
     """Read an ELF file. Raises :class:`InvalidElf`, OSError."""
     total = os.fstat(fd).st_size
-    head = os.pread(fd, 64, 0)
-    if len(head) < 64 or not head.startswith(MAGIC):
-        raise InvalidElf("not a 64-bit little-endian ELF file")
-    segments_at, sections_at = struct.unpack_from("<QQ", head, 32)
-    segment_size, segment_count, section_size, section_count = struct.unpack_from("<HHHH", head, 54)
-    segments = _table(fd, segments_at, segment_size, min(segment_count, SEGMENTS), _SEGMENT, total)
+    head = _head(fd)
+    (sections_at,) = struct.unpack_from("<Q", head, 40)
+    section_size, section_count = struct.unpack_from("<HH", head, 58)
+    segments = program_headers(fd)
     sections = _table(fd, sections_at, section_size, min(section_count, SECTIONS), _SECTION, total)
     loads = segments[segments["type"] == PT_LOAD]
     table = _symbol_table(sections)
@@ -103,6 +101,21 @@ def read(fd: int) -> Elf:
     strings = (0, 0) if table is None else _strings(sections, table, total)
     full = table is not None and int(table["type"]) == SHT_SYMTAB
     return Elf(_build_id(fd, segments, total), loads, *functions, strings, full)
+
+
+def _head(fd: int) -> bytes:
+    head = os.pread(fd, 64, 0)
+    if len(head) < 64 or not head.startswith(MAGIC):
+        raise InvalidElf("not a 64-bit little-endian ELF file")
+    return head
+
+
+def program_headers(fd: int) -> "NDArray[np.void]":
+    """What is loaded where, and other parts. Raises :class:`InvalidElf`, OSError."""
+    head = _head(fd)
+    (offset,) = struct.unpack_from("<Q", head, 32)
+    size, count = struct.unpack_from("<HH", head, 54)
+    return _table(fd, offset, size, min(count, SEGMENTS), _SEGMENT, os.fstat(fd).st_size)
 
 
 def _table(

@@ -76,7 +76,7 @@ class Modules:
 
     def _open(self, pid: int, file: Mapped) -> Module:
         try:
-            fd = vdso() if file.path == "[vdso]" else _file(pid, file)
+            fd = vdso() if file.path == "[vdso]" else open_mapped(pid, file)
         except OSError:
             return Module(None, -1, time.monotonic() + AGAIN_S)
         try:
@@ -94,7 +94,7 @@ class Modules:
             self._known.popitem()[1].close()
 
 
-def _file(pid: int, file: Mapped) -> int:
+def open_mapped(pid: int, file: Mapped) -> int:
     """A descriptor of the very file that is mapped. Raises OSError when it was replaced, or is gone."""
     gone = file.path.endswith(DELETED)
     fd = opening.open_program(pid) if gone else opening.open_inside(pid, file.path)

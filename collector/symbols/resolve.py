@@ -133,6 +133,14 @@ class Symbols:
             for at, address in zip(places.tolist(), callers.tolist(), strict=True)
         ]
 
+    def mapped(self, pid: int, address: int) -> tuple[Mapped, int] | None:
+        """The file an address of a process lies in, and where in it."""
+        where = self.look_at(pid)
+        at = int(where.places(np.array([address], np.uint64))[0]) if where else -1
+        if where is None or at < 0 or not where.files[at].is_file:
+            return None
+        return where.files[at], address - int(where.starts[at]) + int(where.offsets[at])
+
     def _is_outdated(self, pid: int, where: Space) -> bool:
         """Whether to read the mappings again: walks without frame pointers find addresses of nothing, too."""
         found = space.identity(pid)
