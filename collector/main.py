@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from collector import memory
+from collector import memory, privileges
 from schemas.config import Config
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def collect(config: Config, *, to_stdout: bool = False) -> int:
     """Run until a signal; the exit code. Raises BpfleetError when it cannot start."""
     memory.spare()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="bpfleet: %(message)s")
+    privileges.require()  # before anything complains that it cannot be had
     return _print(config) if to_stdout else _ship(config)
 
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from schemas.config import Config
-from schemas.errors import BpfleetError
+from schemas.errors import BpfleetError, UsageError
 
 PR_SET_PDEATHSIG = 1
 STOP_SECONDS = {"kafka": 20.0}  # the others: 10
@@ -47,14 +48,22 @@ class Part:
                     f"{where} is in use, {self.name} needs it; stop what runs there or set another address"
                 )
             time.sleep(0.1)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "fleet", self.name]
-        with self.log.open("ab") as log:
+        with self._open_log() as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 — no thread runs yet
             )  # fmt: skip
+
+    def _open_log(self) -> BinaryIO:
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            return self.log.open("ab")
+        except OSError as error:
+            raise BpfleetError(
+                f"cannot write {self.log}: {error.strerror}; check its owner or set state_dir"
+            ) from None
 
     def wait_ready(self, seconds: float) -> None:
         """Return when it answers. Raises :class:`BpfleetError` with its last words when it ends instead."""
@@ -114,15 +123,24 @@ def _is_loopback(host: str) -> bool:
 
 
 def parts_of(config: Config) -> list[Part]:
-    """What has to run here, in starting order: a Kafka or ClickHouse of another host is left to it."""
+    """What has to run here, in starting order: a Kafka or ClickHouse of another host is left to it.
+
+    Raises :class:`UsageError` when the store would listen elsewhere than it is looked for.
+    """
     logs = Path(config.state_dir) / "logs"
     kafka_host, _, kafka_port = config.kafka.servers.split(",")[0].rpartition(":")
     store = urlsplit(config.clickhouse.url)
     addresses: dict[str, tuple[str, int]] = {}
     if _is_loopback(kafka_host):
         addresses["kafka"] = (kafka_host, int(kafka_port))
-    if _is_loopback(store.hostname or "") and store.port:
-        addresses["store"] = (str(store.hostname), store.port)
+    if _is_loopback(store.hostname or ""):
+        port = store.port or 8123
+        if port != config.store.port:
+            raise UsageError(
+                f"clickhouse.url is {config.clickhouse.url} and store.port {config.store.port}; "
+                "give both the same port"
+            )
+        addresses["store"] = (str(store.hostname), port)
     addresses["sink"] = ("127.0.0.1", config.sink.metrics_port)
     addresses["collect"] = ("127.0.0.1", config.collector.metrics_port)
     return [Part(name, address, logs / f"{name}.log") for name, address in addresses.items()]

@@ -6,6 +6,7 @@ Every setting is a field of :class:`Config`; the environment name of ``collector
 
 import difflib
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -252,10 +253,12 @@ def load(path: str | None = None, environment: Mapping[str, str] = os.environ) -
     _reject_unknown(tree, Config, "", str(file))
     _overlay(tree, environment)
     try:
-        return msgspec.convert(tree, Config, strict=False)
+        config = msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
         reason = str(error).replace("`$.", "`").replace("`$", "`settings")
         raise UsageError(f"configuration: {reason}; docs/settings.md says what each setting takes") from None
+    _check_addresses(config)
+    return config
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -268,6 +271,28 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UsageError(f"{file} must be a mapping of settings, like `kafka: {{servers: …}}`")
     return tree
+
+
+def _check_addresses(config: Config) -> None:
+    if not all(map(_is_address, config.kafka.servers.split(","))):
+        servers = config.kafka.servers
+        raise UsageError(f"kafka.servers is {servers!r}; write it like 127.0.0.1:9092,kafka2:9092")
+    scheme, _, place = config.clickhouse.url.partition("://")
+    host = place.removesuffix("/")
+    if scheme not in ("http", "https") or not (_is_address(host) or _is_address(f"{host}:1")):
+        raise UsageError(f"clickhouse.url is {config.clickhouse.url!r}; write it like http://127.0.0.1:8123")
+
+
+def _is_address(text: str) -> bool:
+    """host:port, or [IPv6]:port."""
+    host, _, port = text.strip().rpartition(":")
+    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host.replace(":", "/")
+    return (
+        bool(re.fullmatch(r"[\w.:%-]+", name))
+        and port.isascii()
+        and port.isdigit()
+        and 0 < int(port) < 65_536
+    )
 
 
 def _reject_unknown(tree: dict[str, Any], struct: type[Struct], prefix: str, source: str) -> None:

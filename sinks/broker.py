@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from schemas.config import Config, kafka_options
 from schemas.errors import BpfleetError
@@ -66,13 +66,25 @@ def beginnings(consumer: Any, admin: AdminClient, places: Iterable[TopicPartitio
     """Read commits and log ends of newly assigned partitions. Raises KafkaException."""
     places = list(places)
     labels = _labels(admin, sorted({each.topic for each in places}))
+    lows = _ends(admin, places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+    highs = _ends(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
     found = []
     for place in consumer.committed(places, timeout=ANSWER_SECONDS):
         if place.error is not None:
             raise KafkaException(place.error)
-        low, high = consumer.get_watermark_offsets(place, timeout=ANSWER_SECONDS)
-        found.append(_beginning(place, labels[place.topic], low, high))
+        key = (place.topic, place.partition)
+        found.append(_beginning(place, labels[place.topic], lows[key], highs[key]))
     return found
+
+
+def _ends(admin: AdminClient, places: list[TopicPartition], which: OffsetSpec) -> dict[tuple[str, int], int]:
+    """One end of each log, asked at once: hundreds of partitions, one after the other, take seconds."""
+    asked = {TopicPartition(each.topic, each.partition): which for each in places}
+    futures = admin.list_offsets(asked, request_timeout=ANSWER_SECONDS) if asked else {}
+    return {
+        (place.topic, place.partition): future.result(ANSWER_SECONDS + 5).offset
+        for place, future in futures.items()
+    }
 
 
 def _beginning(place: TopicPartition, label: str, low: int, high: int) -> Beginning:
@@ -98,4 +110,4 @@ def _labels(admin: AdminClient, names: list[str]) -> dict[str, str]:
     if not names:
         return {}
     futures = admin.describe_topics(TopicCollection(names), request_timeout=ANSWER_SECONDS)
-    return {name: f"{name}@{future.result(ANSWER_SECONDS).topic_id}" for name, future in futures.items()}
+    return {name: f"{name}@{future.result(ANSWER_SECONDS + 5).topic_id}" for name, future in futures.items()}

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from conftest import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleet import supervise
 from schemas import config
-from schemas.errors import UsageError
+from schemas.errors import BpfleetError, UsageError
 
 
 def load(text: str, tmp_path: Path, **environment: str) -> config.Config:
@@ -42,12 +44,29 @@ def test_mappings_and_lists_come_from_the_environment_as_yaml(tmp_path: Path) ->
         ("sink: {dead_share: 2}", "<= 1"),
         ("collector: {spool_mb: many}", "Expected `int`"),
         ("collector: {labels: {a: {b: c}}}", "Expected `str`"),
+        ("kafka: {servers: ''}", "kafka.servers is ''; write it like"),
+        ("kafka: {servers: 'kafka1:9092,kafka2'}", "write it like"),
+        ("kafka: {servers: 'localhost:abc'}", "write it like"),
+        ("kafka: {servers: 'localhost:99999'}", "write it like"),
+        ("clickhouse: {url: 'ftp://x'}", "write it like"),
+        ("clickhouse: {url: '127.0.0.1:8123'}", "write it like"),
+        ("clickhouse: {url: 'http://127.0.0.1:99999'}", "write it like"),
+        ("clickhouse: {url: 'http://u:p@server'}", "write it like"),
     ],
 )
 def test_a_wrong_file_is_named(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load(text, tmp_path)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "servers", ["a:1", "kafka-1.example.com:9092, b_c:2", "[::1]:9092", "10.0.0.1:65535"]
+)
+@pytest.mark.parametrize("url", ["http://a", "https://a.b:8443/", "http://[::1]:8123", "http://10.0.0.1:1"])
+def test_right_addresses(servers: str, url: str, tmp_path: Path) -> None:
+    read = load("", tmp_path, BPFLEET_KAFKA=servers, BPFLEET_CLICKHOUSE=url)
+    assert (read.kafka.servers, read.clickhouse.url) == (servers, url)
 
 
 def test_a_wrong_environment_is_named(tmp_path: Path) -> None:
@@ -75,3 +94,13 @@ def test_secrets_are_read_from_files(tmp_path: Path) -> None:
     assert config.kafka_options(kafka)["sasl.password"] == "s3cret"
     with pytest.raises(UsageError, match="cannot read the password file"):
         config.secret(str(tmp_path / "absent"))
+
+
+def test_a_run_says_what_it_cannot_have(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    apart = load("", tmp_path, BPFLEET_CLICKHOUSE="http://127.0.0.1:5", BPFLEET_STORE_PORT="6")
+    with pytest.raises(UsageError, match="give both the same port"):
+        supervise.parts_of(apart)
+    part = supervise.Part("sink", ("127.0.0.1", free_port()), tmp_path / "file" / "logs" / "sink.log")
+    with pytest.raises(BpfleetError, match=r"cannot write .*sink.log: Not a directory"):
+        part.start()

@@ -5,6 +5,7 @@ every number that is missing stands in `collector_health` as lost, with its reas
 ``BPFLEET_SOAK=300`` does so many blows instead of eight.
 """
 
+import json
 import os
 import random
 import signal
@@ -106,12 +107,20 @@ def test_every_number_once_whatever_dies(whole: tuple[config.Config, dict[str, A
         load.kill()
         load.wait()
     time.sleep(2)
+    _declared(Path(chosen.state_dir) / "collector" / "losses.json")
     parts["collect"].stop()
     assert parts["collect"].process.returncode == 0
     client = connect(chosen.clickhouse)
     for stream in STREAMS:
         if stream in declare.streams():
             _same(chosen, client, stream)
+
+
+def _declared(losses: Path) -> None:
+    """The collector has asked Kafka what arrived before it was killed, and told of the rest."""
+    deadline = time.monotonic() + 60
+    while json.loads(losses.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _same(chosen: config.Config, client: Any, stream: str) -> None:
