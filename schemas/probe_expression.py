@@ -26,7 +26,7 @@ PRECEDENCE = (
 LOGIC, COMPARISON = ("||", "&&"), ("==", "!=", "<", "<=", ">", ">=")
 WORDS = {"and": "&&", "or": "||", "not": "!"}
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<number>0[xX][0-9a-fA-F]{1,16}|\d{1,19})(?P<unit>[A-Za-z]*)
+    r"""\s*(?:(?P<number>0[xX][0-9a-fA-F]{1,16}|[0-9]{1,19})(?P<unit>[A-Za-z]*)
     |(?P<name>[A-Za-z_][A-Za-z0-9_]{0,63})|"(?P<text>[^"\\\x00-\x1f]*)"
     |(?P<op>\|\||&&|==|!=|<=|>=|<<|>>|[-+*/%&|^~!<>(),.]))""",
     re.VERBOSE,
@@ -317,7 +317,7 @@ def is_text(tree: Node) -> bool:
 
 def number(word: str) -> int:
     """``10ms``, ``0x1f``, ``4KiB``. Raises :class:`UsageError`."""
-    match = re.fullmatch(r"(0[xX][0-9a-fA-F]+|\d+)([A-Za-z]*)", word)
+    match = re.fullmatch(r"(0[xX][0-9a-fA-F]+|[0-9]+)([A-Za-z]*)", word)
     if match is None or (match[2] and match[2] not in UNITS):
         raise UsageError(f"`{word}` is no number; units are {', '.join(UNITS)}")
     if match[1][0] == "0" and match[1].isdigit() and len(match[1]) > 1:

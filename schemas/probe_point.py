@@ -12,9 +12,9 @@ from schemas.errors import UsageError
 
 _NAME, _SYMBOL = r"[A-Za-z_][A-Za-z0-9_]{0,99}", r"[A-Za-z_][A-Za-z0-9_.$@]{0,254}"
 _BINARY = r"[A-Za-z0-9_./+@-]{1,250}"
-_PLACE = rf"{_SYMBOL}(?:\+(?:0x[0-9a-f]{{1,8}}|\d{{1,9}}))?"
+_PLACE = rf"{_SYMBOL}(?:\+(?:0x[0-9a-f]{{1,8}}|[0-9]{{1,9}}))?"
 _SYMBOLS = rf"{_SYMBOL}(?:\|{_SYMBOL}){{0,7}}"  # any of them
-_COUNT = r"[1-9]\d{0,9}"
+_COUNT = r"[1-9][0-9]{0,9}"
 # kind → the patterns of its parts; a last one that ends in "?" may be left out
 KINDS: dict[str, tuple[str, ...]] = {
     "tracepoint": (_NAME, _NAME), "raw": (_NAME,), "syscall": (_NAME,),

@@ -270,7 +270,7 @@ def _content(word: str, content: str) -> Any:
     if word == "by":
         return split(content)
     if word in ("sample", "rate"):
-        if not re.fullmatch(r"\d{1,9}", content):
+        if not re.fullmatch(r"[0-9]{1,9}", content):
             raise UsageError(f"`{word}` takes a number, not `{content}`")
         return int(content)
     return content

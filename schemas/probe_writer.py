@@ -31,7 +31,7 @@ class Writer:
                 return f"((s64)(s32){inner})"
             return f"(s64)(-(u64){inner})" if tree.op == "-" else f"((s64)({tree.op}{inner}))"
         if isinstance(tree, StartsWith):
-            return _same(self.text(tree.one), tree.prefix, whole=False)
+            return self._same(tree.one, tree.prefix)
         if isinstance(tree, Member):
             return f"(s64)((struct {tree.struct} *){self.number(tree.pointer)})->{tree.path}"
         if isinstance(tree, Binary):
@@ -40,7 +40,7 @@ class Writer:
 
     def _binary(self, tree: Binary) -> str:
         if isinstance(tree.right, Text):
-            same = _same(self.text(tree.left), tree.right.value, whole=True)
+            same = self._same(tree.left, tree.right.value + b"\0")
             return same if tree.op == "==" else f"(!{same})"
         left, right = self.number(tree.left), self.number(tree.right)
         if tree.op in ("&&", "||", "==", "!=", "<", "<=", ">", ">="):
@@ -75,16 +75,18 @@ class Writer:
             raise UsageError("a number stands where a text is needed; str(…) reads what it points to")
         return self.texts[tree]
 
+    def _same(self, tree: Node, wanted: bytes) -> str:
+        """Whether a text begins with these bytes: one branch, however many they are."""
+        place, size = self.text(tree), self.filling(tree)[0]
+        if len(wanted) > size:
+            return "((s64)0)"
+        differing = " | ".join(f"((u8){place}[{at}] ^ {byte})" for at, byte in enumerate(wanted))
+        return f"((s64)!({differing or 0}))"
+
     def require(self, tree: Node) -> None:
         """Leave the function unless it holds."""
         condition = self.number(tree)
         self.lines.append(f"if (!{condition})\n\t\treturn 0;")
-
-
-def _same(place: str, content: bytes, whole: bool) -> str:
-    """Whether a buffer begins with these bytes (``whole``: and ends there)."""
-    wanted = content + (b"\0" if whole else b"")
-    return "(" + (" && ".join(f"{place}[{at}] == {byte}" for at, byte in enumerate(wanted)) or "1") + ")"
 
 
 def is_text(tree: Node, writer: Writer) -> bool:

@@ -266,3 +266,27 @@ def test_c_of_ones_own_only_from_the_hosts_own_directory(tmp_path: Path) -> None
         assert total(host.end("own"), comm="twofold") == 46
         (tmp_path / "own.c").chmod(0o666)
         assert "others" in host.run("own", spec).reason
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        ('comm == "fifteen-letters"', True),
+        ('comm == "fifteen-letters-and-more"', False),
+        ('starts_with(comm, "fifteen-letters")', True),
+        ('starts_with(comm, "fifteen-letters!")', False),
+        (" && ".join(f'comm != "some-name-{n:02}"' for n in range(40)), True),
+    ],
+)
+def test_long_texts_compare(host: Alone, condition: str, holds: bool) -> None:
+    """As many bytes as there are: the verifier follows one branch for each text, not one a byte."""
+    name = f"texts{abs(hash(condition))}"
+    assert host.run(name, f"count syscall:getppid by comm if {condition}").state == "applied"
+    python(NAMED + "for _ in range(23): os.getppid()", "fifteen-letters")
+    assert total(host.end(name), comm="fifteen-letters") == 23 * holds
+
+
+def test_texts_are_bytes(host: Alone) -> None:
+    assert host.run("bytes", 'count syscall:getppid if comm == "größe"').state == "applied"
+    python(NAMED + "for _ in range(23): os.getppid()", "größe")
+    assert total(host.end("bytes")) == 23

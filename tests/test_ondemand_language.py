@@ -161,7 +161,7 @@ def test_texts_become_bytes_and_never_c(text: str) -> None:
     quoted = text.replace('"', "'").replace("\\", "/")
     made = c_of(f'count tracepoint:made:up by comm if comm == "{quoted}" || starts_with(file, "{quoted}")')
     assert quoted not in made
-    assert f"== {quoted.encode()[0]} &&" in made
+    assert all(f"[{at}] ^ {byte})" in made for at, byte in enumerate(quoted.encode()))
     for field in ("at", "until", "cgroup", "source"):
         tree = {"at": "tracepoint:made:up", field: f"tracepoint:{text}"}
         if field == "cgroup":
@@ -254,7 +254,7 @@ def host() -> Iterator[Alone]:
         ("count raw:nosuch", "refused", "no raw tracepoint nosuch"),
         ("count raw:sched_switch by x=nosuch", "refused", "no argument nosuch"),
         ("count uprobe:libc:nosuch", "failed", "has no function nosuch"),
-        ("count uprobe:/etc/passwd:main", "failed", "no /etc/passwd"),
+        ("count uprobe:/etc/passwd:main", "failed", "/etc/passwd is no program"),
         ("count uprobe:libnosuch:x", "failed", "no libnosuch on this host"),
         ("count usdt:libstdc++:no:such", "failed", "it has libstdcxx:catch"),
         ("count syscall:openat by nosuch", "refused", "has no `nosuch` on this host; it has"),

@@ -37,6 +37,7 @@ from schemas.probe_spec import Checked
 WINDOW_S, LONGEST_S, CALM_S, LEAST_REST_S = 0.02, 0.16, 0.2, 0.05
 UNSETTLED, JUDGED = 0.2, 5  # windows are lengthened when so much may still end, after so many
 SLOWDOWN = 0.06  # of the process: what the traps may take of its time
+ESTIMATING = 0.02  # of a CPU: with very many call sites, estimates come less often
 NEW_STACKS = 12  # windows that are set aside at most, since stacks became longer in them
 BURST_S = 0.03  # of traps, before it is called too much
 FULL = 0.75  # of the table of what is alive: past it every second address is left out
@@ -211,6 +212,7 @@ class Heap:
         self._calm = self._spent < SLOWDOWN / 4 * seconds
 
     _grown = _anew = 0
+    _estimable = 0.0
     _calm = False
     _took = 0.0
     _spent = 0.0
@@ -257,13 +259,19 @@ class Heap:
     def results(self, columns: Columns, head: Mapping[str, Any], due: bool) -> list[dict[str, Column]]:
         """The estimates of now, as columns of probe_result, when they are ``due``."""
         self.stacks.look()
-        if not due or (self.windowed and not self.windows):
+        last = self._stopping.is_set()
+        if (
+            not due
+            or (self.windowed and not self.windows)
+            or (time.monotonic() < self._estimable and not last)
+        ):
             return []
-        made = []
+        begun, made = time.thread_time(), []
         for pid, each in self.estimates().items():
             if len(each.stack):
                 named = self.stacks.names(each.stack)
                 made.append(columns.outstanding(head, self.checked, pid, each, named, now_us()))
+        self._estimable = time.monotonic() + (time.thread_time() - begun) / ESTIMATING
         return made
 
     def _alive(self) -> tuple[NDArray[np.void], NDArray[np.void]]:
