@@ -17,6 +17,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -312,6 +313,25 @@ def prog_info(fd: int) -> ProgInfo:
     name = raw[64:80].rstrip(b"\0").decode()
     run_time, runs, missed, verified = struct.unpack_from("=QQQI", raw, 192)
     return ProgInfo(number, kind, name, run_time, runs, missed, verified)
+
+
+def prog_maps(fd: int) -> list[int]:
+    """Ids of the maps that a program uses."""
+    (count,) = struct.unpack_from("=I", object_info(fd, 232), 52)
+    ids = (ctypes.c_uint32 * count)()
+    info = ctypes.create_string_buffer(232)
+    struct.pack_into("=IQ", info, 52, count, ctypes.addressof(ids))
+    system_call(Command.OBJ_INFO, pack("IIQ", fd, 232, ctypes.addressof(info)), "cannot ask a BPF object")
+    return list(ids)
+
+
+@contextmanager
+def opened(fd: int) -> Iterator[int]:
+    """A descriptor that is closed in the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def enable_stats() -> int:

@@ -19,6 +19,7 @@ NAME = re.compile(r"[\w.:@-]{1,64}", re.ASCII)
 MAC = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 INTERFACE = re.compile(r"[^\s/\0]{1,15}")
 _MAPPED = ipaddress.ip_network("::ffff:0:0/96")
+_BROADCAST = ipaddress.ip_address("255.255.255.255")
 _NEVER = [
     ipaddress.ip_network(each)
     for each in (
@@ -112,6 +113,17 @@ def _is_never(network: Network) -> bool:
     return any(network.version == each.version and network.overlaps(each) for each in _NEVER)
 
 
+def _is_nobody(address: Address) -> bool:
+    """The same of one address, quicker: there are thousands of reals."""
+    many = address.is_multicast or address == _BROADCAST
+    return (
+        many
+        or address.is_unspecified
+        or address.is_loopback
+        or (address.version == 6 and address.is_link_local)
+    )
+
+
 def _address(what: str, text: str) -> Address:
     if "%" in text:
         raise ValueError(f"{what}: {text} names an interface; give an address that is routed")
@@ -132,7 +144,7 @@ def _check_vip(name: str, vip: "Vip") -> None:
         )
     addresses = [_address(f"VIP {name}: real", real.address) for real in vip.reals]
     for address in addresses:
-        if _is_never(ipaddress.ip_network(address)):
+        if _is_nobody(address):
             raise ValueError(f"VIP {name}: real {address} cannot be reached; give a unicast address")
         if address in network:
             raise ValueError(f"VIP {name}: real {address} is the VIP itself")

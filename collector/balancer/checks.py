@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from collector import bpf_sys, loader
-from collector.balancer import dataplane, ledger
+from collector.balancer import dataplane
 from collector.balancer.dataplane import Dataplane
 from collector.balancer.layout import FOLDER
 from schemas.errors import BpfleetError
@@ -37,7 +37,7 @@ def attach(state: "State") -> None:
     if not pin.exists() or state.ledger.checks != digest():
         _load(state.plane, pin)
         state.ledger.checks = digest()
-        ledger.write(state.ledger, state.file)
+        state.write()
     for each in state.applied.interfaces:
         with contextlib.suppress(BpfleetError):  # it is there already
             _tc("qdisc", "add", "dev", each, "clsact")

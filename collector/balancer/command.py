@@ -35,7 +35,7 @@ def _open(ctx: click.Context, limits: "Limits | None" = None) -> "State":
 
     place = _place(ctx)
     if limits is None and not place.exists():
-        raise BpfleetError("no balancer runs on this host; start one with `bpfleet lb apply FILE`")
+        raise BpfleetError("no balancer runs on this host; start one with `bpfleet lb local apply FILE`")
     return State.open(_config(ctx), place, limits)
 
 
@@ -101,8 +101,17 @@ def diff(ctx: click.Context, file: str) -> None:
 @click.confirmation_option(prompt="Detach the balancer and forget its state? Flows through it end.")
 @click.pass_context
 def remove(ctx: click.Context) -> None:
-    """Take the balancer off this host: program, maps, state."""
-    with _open(ctx) as state:
+    """Take the balancer off this host: program, maps, state; also one whose state cannot be read any more."""
+    from collector.balancer.state import take_down
+
+    try:
+        state = _open(ctx)
+    except BpfleetError:
+        if not _place(ctx).exists():
+            raise
+        take_down(_config(ctx), _place(ctx))
+        return
+    with state:
         if state.ledger.documents:
             raise UsageError("documents govern this balancer; end them with `bpfleet desired rm`")
         state.remove()

@@ -22,6 +22,7 @@ from types import TracebackType
 import numpy as np
 
 from collector import bpf_sys, loader, xdp, xdp_chain
+from collector.balancer import recover
 from collector.balancer.layout import BACKEND, COUNTERS, FOLDER, REASONS, RING_SLOTS, SLOT, VIP, Dtype
 from collector.balancer.maglev import Array
 from collector.balancer.vip_table import PLACES
@@ -89,6 +90,7 @@ class Dataplane:
         Raises :class:`BpfleetError` when maps of other sizes are pinned there.
         """
         place = xdp.pin_directory(str(place.relative_to(xdp.PINS)))
+        recover.pin_again(place, place / PROGRAM, [*_declared(), *FLOW_MAPS])
         pins = {each.name: each for each in place.iterdir() if each.name.startswith("lb_")}
         fresh = "lb_rings" not in pins
         if not fresh and known == digest() and (place / PROGRAM).exists():
@@ -149,11 +151,7 @@ class Dataplane:
 
     def remove(self) -> None:
         """Detach and forget everything. The maps live until this object is closed."""
-        for interface in self.interfaces():
-            self.detach(interface)
-        for each in self.place.iterdir():
-            each.unlink()
-        self.place.rmdir()
+        unpin(self.place)
 
     def read_ring(self, vip: int) -> Array | None:
         """A copy of the slots of a VIP's ring; None if it has none."""
@@ -256,6 +254,15 @@ class Dataplane:
         _, values, count = self.maps["lb_reasons"].read(limit=numbers and numbers * _REASON_STRIDE)
         sums: Array = np.frombuffer(bytes(values), np.uint64).reshape(count, -1).sum(axis=1)
         return sums.reshape(-1, _REASON_STRIDE)
+
+
+def unpin(place: Path) -> None:
+    """Detach the program that is pinned at ``place``, and take all pins away."""
+    for interface in xdp_chain.interfaces(place.name):
+        xdp_chain.take_next(place.name, interface)
+    for each in place.iterdir():
+        each.unlink()
+    place.rmdir()
 
 
 def _declared() -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from collector import xdp, xdp_chain
 from collector.balancer.checker import Checker
 from collector.balancer.reporter import Reporter, Way
-from collector.balancer.state import State, ledger_file
+from collector.balancer.state import State
 from collector.desired import DesiredState
 from collector.desired_worker import APPLIED, Outcome
 from schemas import lb
@@ -88,7 +88,7 @@ class Balancers:
 
     def _end(self) -> None:
         """No document: take down what documents made."""
-        if not ledger_file(self._config, self._place).exists() or not self._place.exists():
+        if not (self._place / "lb_rings").exists():
             return
         with State.open(self._config, self._place) as state:
             if state.ledger.documents:

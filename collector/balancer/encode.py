@@ -5,6 +5,7 @@ import ipaddress
 import socket
 import struct
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -126,9 +127,14 @@ def ring_digest(vip: Vip, numbers: list[int]) -> str:
 
 def slots(vip: Vip, numbers: list[int]) -> Array:
     """The backend number of each slot."""
-    owners = maglev.ring([real.address for real in vip.reals], [real.wanted for real in vip.reals])
+    owners = _owners(tuple(real.address for real in vip.reals), tuple(real.wanted for real in vip.reals))
     wanted: Array = np.array(numbers, np.uint16)[owners]
     return wanted
+
+
+@lru_cache(maxsize=16)  # a real that many VIPs share is drained from all of them at once: they have one ring
+def _owners(addresses: tuple[str, ...], weights: tuple[int, ...]) -> Array:
+    return maglev.ring(addresses, weights).astype(np.uint16)
 
 
 def _vip_flags(vip: Vip) -> int:

@@ -43,12 +43,12 @@ def explain(state: State, flow: Flow) -> Explanation:
     flags = int(found["flags"])
     if flags & FLAGS["VIP_SOURCE_ROUTES"]:
         routed = _lookup_source(state, number, flow)
-        if routed:
+        if routed and _live(state)[routed]:
             return Explanation(
                 name, number, None, _real(state, routed), "route", "a source prefix names the real"
             )
     slot = slot_of(flow.hash(int(found["seed"]), source_only=bool(flags & FLAGS["VIP_SOURCE_HASH"])))
-    backend, source, why = _follow_ring(state, number, slot, flow)
+    backend, source, why = _follow_ring(state, found, slot, flow)
     if flags & FLAGS["VIP_QUIC"]:
         why += "; a QUIC connection id of a real would win over this"
     return Explanation(name, number, slot, _real(state, backend), source, why)
@@ -88,8 +88,15 @@ def _lookup_source(state: State, number: int, flow: Flow) -> int:
     return int(struct.unpack("=I", found)[0]) if found else 0
 
 
-def _follow_ring(state: State, number: int, slot: int, flow: Flow) -> tuple[int, str, str]:
+def _live(state: State) -> Array:
+    """Of each backend number, whether its flows go on."""
+    live: Array = state.plane.read_backends()["flags"] & FLAGS["BACKEND_LIVE"] != 0
+    return live
+
+
+def _follow_ring(state: State, vip: np.void, slot: int, flow: Flow) -> tuple[int, str, str]:
     """(backend, source, why) as bpf/xdp/balancer_track.h has it."""
+    number = int(vip["number"])
     slots = state.plane.read_ring(number)
     assert slots is not None
     current, former, until = (int(slots[slot][each]) for each in ("current", "former", "until"))
@@ -97,13 +104,15 @@ def _follow_ring(state: State, number: int, slot: int, flow: Flow) -> tuple[int,
     if not until or now > until:
         return current, "ring", f"slot {slot} is steady: the ring alone decides"
     raw = state.plane.maps["lb_flows"].lookup(flow.table_key(number))
-    live = state.plane.read_backends()["flags"] & FLAGS["BACKEND_LIVE"]
+    live = _live(state)
     if raw:
         entry = np.frombuffer(raw, FLOW_ENTRY)[0]
-        if live[entry["backend"]]:
+        if live[entry["backend"]] and now - int(entry["seen"]) <= int(vip["idle"]):
             return int(entry["backend"]), "table", f"slot {slot} changed lately and the flow is remembered"
     if not former or not live[former]:
         return current, "ring", f"slot {slot} changed lately; its former real is gone, so the ring decides"
+    if flow.protocol == "udp" and now >= int(vip["learn_until"]):
+        return current, "ring", f"slot {slot} changed lately; a UDP flow that nobody remembers by now is new"
     new = _real(state, current)
     return former, "former", f"slot {slot} changed lately: flows of before stay, new ones go to {new}"
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from schemas.errors import BpfleetError
-from schemas.lb import Balancer
+from schemas.errors import BpfleetError, UsageError
+from schemas.lb import Balancer, parse
 
 
 def backend_name(vip: str, address: str) -> str:
@@ -104,11 +104,23 @@ class Ledger(Struct):
 def read(file: Path) -> Ledger:
     """The ledger in ``file``, an empty one if there is none."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Ledger)
+        return decode(file.read_bytes())
     except FileNotFoundError:
         return Ledger()
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, UsageError) as error:
         raise BpfleetError(f"cannot read {file}: {error}; `bpfleet lb remove` starts afresh") from None
+
+
+def decode(content: bytes) -> Ledger:
+    """What :func:`encode` wrote. Raises ValueError or :class:`UsageError`."""
+    found = msgspec.json.decode(content, type=Ledger)
+    parse(found.applied, "its configuration")
+    return found
+
+
+def encode(ledger: Ledger) -> bytes:
+    """The content of the state file."""
+    return msgspec.json.encode(ledger)
 
 
 def write(ledger: Ledger, file: Path) -> None:
@@ -117,7 +129,7 @@ def write(ledger: Ledger, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_name(f"{file.name}.new")
         with fresh.open("wb") as out:
-            out.write(msgspec.json.encode(ledger))
+            out.write(encode(ledger))
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(file)

@@ -20,7 +20,7 @@ from collector.balancer.dataplane import PROGRAM, Dataplane
 from collector.balancer.journal import Journal
 from collector.balancer.layout import REASONS
 from collector.balancer.ledger import Ledger
-from collector.balancer.state import journal_file, ledger_file
+from collector.balancer.state import find_ledger, journal_file, ledger_file
 from collector.balancer.stats import Stats, named
 from collector.bpf_map import Map
 from collector.clock import Clock, now_us
@@ -133,7 +133,7 @@ class Reporter(Companion):
         with contextlib.suppress(FileNotFoundError):
             stamp = self._file.stat().st_mtime_ns
             if stamp != self._stamp:
-                self._ledger, self._stamp = ledger.read(self._file), stamp
+                self._ledger, self._stamp = find_ledger(self._file, self.place)[0], stamp
 
     def _is_current(self, plane: Dataplane) -> bool:
         try:

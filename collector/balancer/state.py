@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from collector import xdp
-from collector.balancer import checks, dataplane, encode, events, ledger, ring
+from collector import xdp, xdp_chain
+from collector.balancer import checks, dataplane, encode, events, ledger, recover, ring
 from collector.balancer.dataplane import Dataplane, u32
 from collector.balancer.journal import Journal
 from collector.balancer.layout import FLAGS
@@ -37,10 +37,11 @@ from schemas.lb import Balancer, Vip
 
 
 class Before(NamedTuple):
-    """What was in force when an application began."""
+    """What was in force when an application began; ``names``: of all backends, those of before as well."""
 
     vips: dict[str, Vip]
     down: set[str]
+    names: dict[int, tuple[str, str]]
 
 
 @dataclass
@@ -60,20 +61,24 @@ class State:
         file = ledger_file(config, place)
         lock = _lock(file)
         try:
-            known = ledger.read(file)
+            known, recovered = find_ledger(file, place)
             plane = Dataplane.open(place, limits or model.parse(known.applied).limits, known.program)
         except BaseException:
             os.close(lock)
             raise
         events = Journal(journal_file(file))
         if plane.fresh:  # the numbers of maps that are gone mean nothing
-            known = Ledger()
-        elif known.program != dataplane.digest():
-            events.add({"event": "program", "reason": "another version of it took over the maps"})
-            known.program = dataplane.digest()
-            ledger.write(known, file)
+            known, recovered = Ledger(), False
+        another = not plane.fresh and known.program != dataplane.digest()
         known.program = dataplane.digest()
-        return cls(plane, known, file, lock, events)
+        state = cls(plane, known, file, lock, events)
+        if recovered:
+            events.add({"event": "program", "reason": "the state file was lost: its copy took over"})
+        if another:
+            events.add({"event": "program", "reason": "another version of it took over the maps"})
+        if recovered or another:
+            state.write()
+        return state
 
     def __enter__(self) -> "State":
         return self
@@ -81,8 +86,15 @@ class State:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.plane.fresh and not self.ledger.applied and self.plane.place.exists():
+            self.plane.remove()  # made for a configuration that was refused
         self.plane.close()
         os.close(self.lock)
+
+    def write(self) -> None:
+        """Put the ledger on disk, and a copy beside the maps."""
+        ledger.write(self.ledger, self.file)
+        recover.keep(self.plane.place, ledger.encode(self.ledger))
 
     @property
     def applied(self) -> Balancer:
@@ -138,12 +150,12 @@ class State:
         self._clear_counters(following)
         self.ledger = following
         self.ledger.down = [name for name in down if name in self.ledger.backends.taken]
-        ledger.write(self.ledger, self.file)
+        self.write()
         up = {name: self._up(name, vip) for name, vip in balancer.vips.items()}
         self._write_backends(balancer, up, hops)
-        self._write_rings(balancer, up, Before(before.vips, was_down))
+        self._write_rings(balancer, up, Before(before.vips, was_down, self.ledger.names()))
         self._forget(before.vips, balancer, now)
-        ledger.write(self.ledger, self.file)
+        self.write()
         for interface in set(self.plane.interfaces()) - set(balancer.interfaces):
             self.plane.detach(interface)
 
@@ -166,14 +178,15 @@ class State:
             self._tell_ring(name, None, fresh, before, balancer.vips[name])
         changed = [name for name in wanted if self.ledger.rings.get(name) != wanted[name]]
         encode.write_vips(self.plane, self.ledger, balancer, changed)
+        live = self._live() if changed else np.zeros(0, bool)
         for name in changed:
-            old, new = self._change_ring(name, up[name])
+            old, new = self._change_ring(name, up[name], live)
             self.ledger.rings[name] = wanted[name]
             self._tell_ring(name, old, new, before, balancer.vips[name])
 
     def _tell_ring(self, name: str, old: Array | None, new: Array, before: Before, vip: Vip) -> None:
         reals, down = (before.vips.get(name), vip), (before.down, set(self.ledger.down))
-        self.journal.add(*events.ring(name, old, new, reals, self.ledger.names(), down))
+        self.journal.add(*events.ring(name, old, new, reals, before.names, down))
 
     def _vip(self, name: str) -> int:
         return self.ledger.vips.taken[name]
@@ -204,7 +217,14 @@ class State:
                 if table.lookup(key) != value:
                     table.update(key, value)
 
-    def _change_ring(self, name: str, vip: Vip) -> tuple[Array, Array]:
+    def _live(self) -> Array:
+        """Of each backend number, whether its flows go on."""
+        live = np.zeros(1 << 16, bool)
+        backends = self.plane.read_backends()
+        live[: len(backends)] = backends["flags"] & FLAGS["BACKEND_LIVE"] != 0
+        return live
+
+    def _change_ring(self, name: str, vip: Vip, live: Array) -> tuple[Array, Array]:
         """The ring as it was, and as it is now."""
         number = self._vip(name)
         slots = encode.slots(vip, self._numbers(name, vip))
@@ -214,9 +234,6 @@ class State:
             new = ring.steady(slots)
             self.plane.write_ring(number, new)
             return old, new
-        live = np.zeros(1 << 16, bool)
-        backends = self.plane.read_backends()
-        live[: len(backends)] = backends["flags"] & FLAGS["BACKEND_LIVE"] != 0
         own = np.zeros_like(live)  # a backend of the VIP's that is about to go is none any more
         own[self._numbers(name, vip)] = True
         keep = ring.ticks(vip.idle_seconds + (vip.udp_idle_seconds if vip.protocol == "udp" else 0))
@@ -250,6 +267,30 @@ class State:
         self.file.unlink(missing_ok=True)
         self.journal.add({"event": "removed", "reason": "the balancer was taken down"})
         self.ledger = Ledger()
+
+
+def find_ledger(file: Path, place: Path) -> tuple[Ledger, bool]:
+    """The ledger, and whether it comes from the copy beside the maps, because the file is lost or damaged."""
+    copy = recover.kept(place)
+    try:
+        if copy is None or file.exists():
+            return ledger.read(file), False
+    except BpfleetError:
+        if copy is None:
+            raise
+    return ledger.decode(copy), True
+
+
+def take_down(config: Config, place: Path) -> None:
+    """Take the balancer at ``place`` off this host, whatever state it is in."""
+    file = ledger_file(config, place)
+    lock = _lock(file)
+    try:
+        checks.detach(xdp_chain.interfaces(place.name))
+        dataplane.unpin(place)
+        file.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
 
 
 def journal_file(ledger_file: Path) -> Path:
