@@ -25,7 +25,7 @@ from collector.bpf_map import Map, possible_cpus
 from collector.clock import now_us
 from collector.companion import Companion
 from collector.ring import Ring
-from collector.symbols import UNKNOWN, Frame, Symbols
+from collector.symbols import UNKNOWN, Frame, Symbols, is_unnamed
 from schemas import dtype
 from schemas.columns import Column, Dictionary
 from schemas.declare import Stream
@@ -36,6 +36,7 @@ LOOK_STACKS = 100  # named at one look
 WAITING = 1000  # stacks; the rest wait in the ring, and then in the kernel, which bounds the work of a flood
 TOLD_S = 6 * 3600.0  # a stack that is still in use is told again after this time
 KEPT = 32_768  # numbers, and names, that are remembered; twice what the kernel's table of told ones holds
+UNNAMED, TRIES, LOOK_UNNAMED_S = 4096, 4, 5.0  # stacks with frames of a JIT that told no names (yet)
 NAME_BITS = 63  # names travel as Avro longs
 SCHEDULE, SEARCHED = (
     ("__schedule", "schedule"),
@@ -131,6 +132,10 @@ class Names:
         self._known: OrderedDict[int, tuple[int, float]] = OrderedDict()  # number → name, since when
         self._told: OrderedDict[int, float] = OrderedDict()  # name → when its content went out
         self.lost = 0  # rows whose stack never came
+        self._unnamed: OrderedDict[int, tuple[int, int]] = (
+            OrderedDict()
+        )  # number → pid, how often it was tried
+        self._looked = 0.0
 
     def learn(self, records: NDArray[Any]) -> list[Told]:
         """Symbolise stacks that the kernel told; the contents that have to go out."""
@@ -144,7 +149,29 @@ class Names:
         for record, told in zip([*users, *kernels], contents, strict=True):
             self._known[int(record["number"])] = told.name, now
         self._forget(self._known)
+        for record, each in zip(users, frames, strict=True):
+            self._note_unnamed(int(record["number"]), int(record["pid"]), each)
         return [told for told in contents if self.is_news(told.name, now)]
+
+    def _note_unnamed(self, number: int, pid: int, frames: list[Frame]) -> None:
+        """Remember a stack of a JIT that has not told its names, as one without its agent does."""
+        _, tries = self._unnamed.get(number, (pid, 0))
+        if tries < TRIES and any(map(is_unnamed, frames)):
+            self._unnamed[number] = pid, tries + 1
+            while len(self._unnamed) > UNNAMED:
+                self._unnamed.popitem(last=False)
+        else:
+            self._unnamed.pop(number, None)
+
+    def _try_unnamed(self, now: float) -> None:
+        """Where names have come since, have the kernel tell those stacks again."""
+        if now - self._looked < LOOK_UNNAMED_S or not self._unnamed:
+            return
+        self._looked = now
+        more = {pid for pid in {pid for pid, _ in self._unnamed.values()} if self.symbols.has_more_names(pid)}
+        for number, (pid, _) in self._unnamed.items():
+            if pid in more and number in self._known:
+                self._known[number] = self._known[number][0], -TOLD_S
 
     def is_news(self, name: int, now: float) -> bool:
         """Whether content of this name has to go out (again); then it counts as gone out."""
@@ -163,6 +190,7 @@ class Names:
         """The name of each number (0 stays 0), and the numbers that the kernel should tell (again)."""
         distinct, inverse = np.unique(numbers, return_inverse=True)
         now, again, names = time.monotonic(), [], []
+        self._try_unnamed(now)
         for number in distinct.tolist():
             name, since = self._known.get(number, (0, 0.0))
             if not number:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import mmap
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from profiled import compile_all
 
+from collector.stacks import RECORD, Names
 from collector.symbols import Symbols, elf, opening, perf_map
 from collector.symbols.demangle import Demangler
 from collector.symbols.modules import PerfMaps
@@ -164,6 +166,31 @@ def test_a_perf_map_that_grows_is_read_again(tmp_path: Path) -> None:
     finally:
         file.unlink(missing_ok=True)
         maps.close()
+
+
+def test_a_jit_that_tells_its_names_later_is_named_then() -> None:
+    """As Java is whose agent is attached after its stacks were seen."""
+    code = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 7)
+    place = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    record = np.zeros(1, RECORD)
+    record["number"], record["pid"], record["frames"] = 42, os.getpid(), 1
+    record["addresses"][0, 0] = place + 16
+    names, number = Names(Symbols()), np.array([42], np.uint64)
+    file = Path(f"/tmp/perf-{os.getpid()}.map")
+    try:
+        assert [told.frames for told in names.learn(record)] == ["[anonymous]"]
+        assert names.of(number)[1] == []
+        file.write_text(f"{place:x} 1000 later\n")
+        names._looked = 0.0
+        before, again = names.of(number)
+        assert before[0] and again == [42], "the row that is there has its name still"
+        assert [told.frames for told in names.learn(record)] == ["later"]
+        names._looked = 0.0
+        after, again = names.of(number)
+        assert after[0] != before[0] and again == []
+    finally:
+        file.unlink(missing_ok=True)
+        names.symbols.close()
 
 
 # ── Other processes ──────────────────────────────────────────────────────────────────────────────

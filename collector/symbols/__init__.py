@@ -10,6 +10,6 @@ Files: `elf` (symbol tables as numpy arrays), `space` (a process's mappings), `m
 bounded), `perf_map` (JITs), `demangle`, `resolve` (puts them together).
 """
 
-from collector.symbols.resolve import UNKNOWN, Frame, Symbols
+from collector.symbols.resolve import UNKNOWN, Frame, Symbols, is_unnamed
 
-__all__ = ["UNKNOWN", "Frame", "Symbols"]
+__all__ = ["UNKNOWN", "Frame", "Symbols", "is_unnamed"]

@@ -150,6 +150,22 @@ class PerfMaps:
         known = self._read(pid)
         return known[0].name(known[1], address) if known else ""
 
+    def has_more(self, pid: int) -> bool:
+        """Whether a map has come, or has grown, since it was read; then the next name is looked up in it."""
+        try:
+            fd = opening.open_inside(pid, f"/tmp/perf-{inner_pid(pid)}.map")
+        except OSError:
+            return False
+        size = os.fstat(fd).st_size
+        os.close(fd)
+        known = self._known.get(pid)
+        if size <= (known[0].read_bytes if known else 0):
+            return False
+        self._without.pop(pid, None)
+        if known:
+            self._known[pid] = known[0], known[1], 0.0
+        return True
+
     def _read(self, pid: int) -> tuple[perf_map.PerfMap, int, float] | None:
         try:
             fd = opening.open_inside(pid, f"/tmp/perf-{inner_pid(pid)}.map")

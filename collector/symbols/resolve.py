@@ -37,6 +37,11 @@ class Frame(NamedTuple):
     build_id: str = ""  # of the module, only where the address has no symbol
 
 
+def is_unnamed(frame: Frame) -> bool:
+    """Whether it lies in memory of no file, and no JIT has told its name (yet)."""
+    return frame.module.startswith("[") and frame.function == frame.module
+
+
 def clean(text: str) -> str:
     """A name that can stand in a folded stack."""
     return text.translate(_UNCLEAN)[:LONGEST]
@@ -180,6 +185,10 @@ class Symbols:
         if name:
             return Frame(clean(name), JIT)
         return Frame(clean(file.path) or "[anonymous]", clean(file.path) or "[anonymous]")
+
+    def has_more_names(self, pid: int) -> bool:
+        """Whether a process's JIT has told names since they were read."""
+        return self._perf_maps.has_more(pid)
 
     # ── Names ────────────────────────────────────────────────────────────────────────────────────
 
