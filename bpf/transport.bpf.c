@@ -4,18 +4,30 @@
 #include "common/near.h"
 #include "common/sock.h"
 
-KERNEL_STRUCT(tcp_sock, srtt_us, inet_conn.icsk_inet.inet_sport)
-KERNEL_STRUCT(sk_buff, len, cb, head, network_header, transport_header)
+KERNEL_STRUCT(tcp_sock, srtt_us, snd_una, mss_cache, inet_conn.icsk_inet.inet_sport)
+KERNEL_STRUCT(sk_buff, data, len, cb, head, network_header, transport_header)
 KERNEL_STRUCT(tcp_skb_cb, tcp_gso_segs)
 KERNEL_STRUCT(request_sock, __req_common.skc_family, __req_common.skc_daddr, __req_common.skc_v6_daddr)
 KERNEL_ENUM(TCP_ESTABLISHED, TCP_SYN_RECV)
 
 #define SAMPLED_ONE_IN 8 /* of segments that arrive */
 
+#define ACKNOWLEDGED 8 /* byte of the TCP header where the acknowledgement is */
+#define WINDOW (1U << 30) /* bytes: more than can be under way */
+
 GAP(tcp_rtt_gap)
 NEAR(tcp_rtt)
 
 enum { SENT, RECEIVED }; /* tcp_reset.direction */
+
+/* How many of our segments with data an arriving segment says have arrived: it is not yet processed. */
+static __always_inline u32 acknowledged(struct tcp_sock *tcp, struct sk_buff *segment)
+{
+	u32 upto = 0, mss = tcp->mss_cache;
+	bpf_probe_read_kernel(&upto, 4, (u8 *)segment->data + ACKNOWLEDGED);
+	u32 bytes = __builtin_bswap32(upto) - tcp->snd_una;
+	return mss && bytes < WINDOW ? (bytes + mss - 1) / mss : 0;
+}
 
 TP_BTF(tcp_probe)
 {
@@ -35,6 +47,7 @@ TP_BTF(tcp_probe)
 	value->count += SAMPLED_ONE_IN;
 	value->sum_us += srtt_us;
 	value->rtts[log2_bucket(srtt_us, 27)]++;
+	value->delivered += (u64)acknowledged(tcp, (void *)ARG(tcp_probe, skb)) * SAMPLED_ONE_IN;
 	return 0;
 }
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from collector.companion import Row
 from collector.pressure_controllers import READERS, Numbers, read, table
+from collector.pressure_tasks import TaskTimes
 
 CGROUPS = 500  # looked at, in order of their path; a host with more is looked at in part
 RESCAN = 2  # look for cgroups that came or went at every so many calls
@@ -18,7 +19,7 @@ GAUGES = {"quota_us", "memory_bytes", "memory_limit_bytes", "io_limit_requests",
 COUNTERS = (
     "cpu_us", "periods", "throttled_periods", "throttled_us", "cpu_some_us", "memory_some_us",
     "memory_full_us", "io_some_us", "io_full_us", "limit_hits", "refaults", "major_faults", "oom_kills",
-    "read_bytes", "written_bytes", "requests",
+    "read_bytes", "written_bytes", "requests", "waited_us",
 )  # fmt: skip
 
 
@@ -53,6 +54,7 @@ class CgroupReader:
         self._places = mounts() if places is None else dict(places)
         self._paths: dict[str, list[str]] = {}  # path → hierarchies that have it
         self._before: dict[str, Numbers] = {}
+        self._tasks = TaskTimes()
         self._calls = 0
 
     def rows(self) -> list[Row]:
@@ -60,6 +62,7 @@ class CgroupReader:
         if self._calls % RESCAN == 0:
             self._scan()
         self._calls += 1
+        self._tasks.begin()
         made = []
         for path, hierarchies in self._paths.items():
             before = self._before.get(path)
@@ -80,6 +83,7 @@ class CgroupReader:
                 paths.setdefault(path, []).append(controller)
         self._paths = dict(sorted(paths.items())[:CGROUPS])
         self._before = {path: numbers for path, numbers in self._before.items() if path in self._paths}
+        self._tasks.keep(set(self._paths))
 
     def _used(self, path: str, hierarchies: list[str]) -> int:
         """CPU time so far, in µs; where no hierarchy counts it, something that always changes."""
@@ -100,6 +104,9 @@ class CgroupReader:
                 else:
                     total[name] += value
         total["cpu_us"] = used if {"", "cpuacct"} & set(hierarchies) else 0
+        if "cpu" in hierarchies and "" not in hierarchies:
+            ran, total["waited_us"] = self._tasks.read(path, f"{self._places['cpu']}{path}")
+            total["cpu_us"] = total["cpu_us"] or ran
         return total, device
 
 

@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 Numbers = dict[str, int]
@@ -63,8 +63,8 @@ def _unified(directory: str) -> Said:
         "throttled_us": stat.get("throttled_usec", 0),
         "quota_us": _quota(*(read(f"{directory}/cpu.max").split() or ["max", "0"])),
         "memory_bytes": int(read(f"{directory}/memory.current") or 0),
-        "memory_limit_bytes": _limit(read(f"{directory}/memory.max")),
-        "limit_hits": events.get("max", 0),
+        "memory_limit_bytes": _narrowest(read(f"{directory}/memory.{name}") for name in ("high", "max")),
+        "limit_hits": events.get("max", 0) + events.get("high", 0),
         "oom_kills": events.get("oom_kill", 0),
         "refaults": memory.get("workingset_refault_file", 0) + memory.get("workingset_refault_anon", 0),
         "major_faults": memory.get("pgmajfault", 0),
@@ -119,6 +119,11 @@ def _quota(quota: str, period: str) -> int:
 def _limit(text: str) -> int:
     value = int(text) if text.strip().isdigit() else 0
     return value if value < UNLIMITED else 0
+
+
+def _narrowest(texts: Iterable[str]) -> int:
+    """``memory.high`` slows who is past it, ``memory.max`` stops them: the lower one is what is felt."""
+    return min(filter(None, map(_limit, texts)), default=0)
 
 
 def _v1_cpu(directory: str) -> Said:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from faults import FAULTS
+from faults_more import MORE
 
 from fleet import supervise
 from fleet.diagnose.judge import Judge, Row
 from schemas.clickhouse import connect
 from schemas.config import Config
 
+ALL = {**FAULTS, **MORE}
 DEADLINE_S = 10.0
 WINDOW_S = 8.0
 POLL_S = 0.5
@@ -81,10 +83,10 @@ def observe(
     judge: Judge, host: str, names: tuple[str, ...], directory: Path, *, hasty: bool = False
 ) -> Outcome:
     """Make the faults; judge again and again until time is up, or (``hasty``) until it is right twice."""
-    expected = frozenset(FAULTS[name].verdict for name in names)
+    expected = frozenset(ALL[name].verdict for name in names)
     with ExitStack() as stack:
         total, own = cpu_seconds()
-        culprits = tuple(stack.enter_context(FAULTS[name].make(directory)) for name in names)
+        culprits = tuple(stack.enter_context(ALL[name].make(directory)) for name in names)
         begun, seconds = time.monotonic(), float("inf")
         rows: list[Row] = []
         while (now := time.monotonic() - begun) < DEADLINE_S:

@@ -5,6 +5,7 @@ with FAULTS["cpu_quota"].make(tmp_path) as culprit: …
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,18 +72,21 @@ def group(name: str, *controllers: str) -> Iterator[Group]:
 
 
 @contextmanager
-def work(*arguments: str, into: Group | None = None, inside: str = "", times: int = 1) -> Iterator[None]:
-    """Programs of faults_work.py, ended on exit."""
+def work(
+    *arguments: str, into: Group | None = None, inside: str = "", times: int = 1
+) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Programs of faults_work.py, ended on exit with all that they started."""
     directories = [into.unified, *into.v1.values()] if into else []
     environment = {**os.environ, "FAULT_CGROUPS": ":".join(map(str, directories))}
     enter = ["nsenter", f"--net=/run/netns/{inside}"] if inside else []
     command = [*enter, sys.executable, "-S", str(WORK), *arguments]
-    started = [subprocess.Popen(command, env=environment) for _ in range(times)]
+    started = [subprocess.Popen(command, env=environment, start_new_session=True) for _ in range(times)]
     try:
-        yield
+        yield started
     finally:
         for each in started:
-            each.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(each.pid, signal.SIGKILL)
         for each in started:
             each.wait()
 

@@ -34,6 +34,49 @@ def hog(share: str = "1") -> None:
             time.sleep(0.01 - busy)
 
 
+def fork(times: str) -> None:
+    """So many short processes at a time."""
+    end = time.monotonic() + LONGEST_S
+    running = 0
+    while time.monotonic() < end:
+        if running >= int(times):
+            os.wait()
+            running -= 1
+        if not os.fork():
+            while time.thread_time() < 0.02:
+                pass
+            os._exit(0)
+        running += 1
+
+
+def copy() -> None:
+    """Copies zeros in the kernel."""
+    end = time.monotonic() + LONGEST_S
+    source, target = os.open("/dev/zero", os.O_RDONLY), os.open("/dev/null", os.O_WRONLY)
+    while time.monotonic() < end:
+        os.write(target, os.read(source, 1 << 20))
+
+
+def grow(megabytes: str) -> None:
+    """Children that want more memory than there is, one after the other."""
+    end = time.monotonic() + LONGEST_S
+    while time.monotonic() < end:
+        if not os.fork():
+            kept = [os.urandom(1 << 20) for _ in range(int(megabytes))]
+            time.sleep(len(kept))
+            os._exit(0)
+        os.wait()
+
+
+def write(file: str, megabytes: str) -> None:
+    """Writes a file anew, again and again, as fast as it goes."""
+    end = time.monotonic() + LONGEST_S
+    while time.monotonic() < end:
+        with Path(file).open("wb", buffering=0) as made:
+            for _ in range(int(megabytes)):
+                made.write(bytes(1 << 20))
+
+
 def thrash(file: str) -> None:
     """Reads a mapped file's pages at random, again and again."""
     end = time.monotonic() + LONGEST_S
@@ -57,15 +100,28 @@ def read_direct(device: str) -> None:
             time.sleep(0.002)
 
 
-def serve(address: str, port: str, pause_s: str) -> None:
-    """Answers each line after a pause; one client at a time."""
+def write_direct(device: str) -> None:
+    """Writes 64 kB of a device at a time, past the page cache."""
+    end = time.monotonic() + LONGEST_S
+    size = 1 << 16
+    fd = os.open(device, os.O_WRONLY | os.O_DIRECT)
+    places = os.lseek(fd, 0, os.SEEK_END) // size
+    with mmap.mmap(-1, size) as buffer:
+        while time.monotonic() < end:
+            os.pwritev(fd, [buffer], random.randrange(places) * size)
+            time.sleep(0.002)
+
+
+def serve(address: str, port: str, pause_s: str, every: str = "1") -> None:
+    """Answers each line, every so many-th after a pause; one client at a time."""
     with socket.create_server((address, int(port))) as server:
         while True:
             peer, _ = server.accept()
             with peer, peer.makefile("rb") as lines:
                 peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                for _ in lines:
-                    time.sleep(float(pause_s))
+                for number, _ in enumerate(lines):
+                    if number % int(every) == 0:
+                        time.sleep(float(pause_s))
                     peer.sendall(b"an answer\n")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from schemas.errors import UsageError
 from sinks.kafka_server import KafkaServer
 
 PROBES = ["cgroup", "runq_latency", "block_io", "transport", "tcp_response", "packet_drop", "cpu_profile"]
+OF_OTHERS = {"cpu_saturation", "noisy_neighbour"}  # what is true where they keep all CPUs busy
 TRIES = 3  # of a fault while other programs keep the machine busy
 
 
@@ -90,7 +92,8 @@ def fleet(
 
 def test_nothing_is_wrong_with_ordinary_work(fleet: Fleet) -> None:
     outcome = fleet.observe("nothing")
-    assert outcome.verdicts == {"nothing_wrong"}, [row["summary"] for row in outcome.rows]
+    said = outcome.verdicts - (OF_OTHERS if outcome.disturbed else set())
+    assert said <= {"nothing_wrong"}, [row["summary"] for row in outcome.rows]
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "nothing"])
@@ -166,6 +169,17 @@ def test_the_commands_speak_to_machines(fleet: Fleet) -> None:
     assert own == pytest.approx(host["cpu_percent"], rel=0.5)
 
 
+def test_an_operator_who_misspells_a_host_or_is_too_late_is_told_so(fleet: Fleet) -> None:
+    for words, said in (
+        (["--host", fleet.config.host.replace("sick", "sik")], f"did you mean `{fleet.config.host}`"),
+        (["--host", "nothing-like-it-at-all"], "bpfleet status"),
+        (["--host", fleet.config.host, "--until", "20h"], "last heard at"),
+        (["--until", "20h"], "the last one heard was"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(said)):
+            fleet.cli("diagnose", *words)
+
+
 def test_a_host_that_is_silent_is_said_to_be(fleet: Fleet) -> None:
     later = time.time_ns() // 1000 + 120_000_000
     rows = Judge(fleet.client, fleet.config).rows(later, 10)
@@ -178,6 +192,8 @@ def test_a_threshold_follows_what_is_usual_up_to_a_ceiling() -> None:
     assert limit.threshold(1, 0.5) == 10
     assert limit.threshold(12, 2) == 30
     assert limit.threshold(40, 10) == 50
+    assert limit.threshold(40, 10, mature=False) == 30, "may be the trouble's own beginning"
+    assert limit.threshold(1, 0.5, mature=False) == 10
 
 
 @pytest.mark.parametrize(

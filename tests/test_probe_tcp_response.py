@@ -42,3 +42,43 @@ def test_each_answer_is_counted_with_its_time_and_the_server_s_side_is_not():
     assert value["rtt_us"] / ANSWERS < mean
     buckets = np.nonzero(value["times"])[0]
     assert value["times"].sum() == ANSWERS and 2 ** (buckets.min() - 1) <= mean <= 2 ** buckets.max()
+
+
+def swallow(server: socket.socket, answers: int) -> None:
+    """Answers so many questions, then never again."""
+    peer, _ = server.accept()
+    with peer:
+        for _ in range(answers):
+            while not peer.recv(1000).endswith(b"length"):
+                pass
+            peer.sendall(b"an answer")
+        while peer.recv(1000):
+            pass
+
+
+def test_a_question_without_an_answer_is_open_until_its_connection_ends():
+    with probing("tcp_response") as probe, socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def rows() -> list[object]:
+            return [value for key, value in probe.rows("tcp_response") if key["remote_port"] == port]
+
+        thread = threading.Thread(target=swallow, args=(server, ANSWERS))
+        thread.start()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            for _ in range(ANSWERS):
+                client.sendall(b"a question of usual length")
+                assert client.recv(100)
+                client.sendall(b"ok")  # no question: far shorter, and nothing comes back
+                time.sleep(0.002)
+            time.sleep(0.05)
+            (value,) = rows()
+            assert value["count"] == ANSWERS and value["questions"] == ANSWERS
+            client.sendall(b"a question of usual length")
+            time.sleep(SLOW_S)
+            (value,) = rows()
+            assert (value["count"], value["questions"], value["unanswered"]) == (0, 1, 0)
+        thread.join(10)
+        (value,) = rows()
+    assert (value["count"], value["questions"], value["unanswered"]) == (0, 0, 1)
+    assert SLOW_S * 1e6 <= value["unanswered_us"] < 1e6

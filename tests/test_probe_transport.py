@@ -126,7 +126,33 @@ def test_round_trip_times_are_those_of_the_socket(probe):
     assert segments == samples * 8
     assert segments == pytest.approx(8000, rel=0.25)
     assert sum(int(v["rtts"].sum()) for v in rows) == samples
+    assert sum(int(v["delivered"]) for v in rows) == pytest.approx(segments, rel=0.1)
     assert total / samples == pytest.approx(float(said), rel=0.4, abs=3)
+
+
+BULK = """
+import socket, threading
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+accepted, _ = server.accept()
+def swallow():
+    while accepted.recv(1 << 20): pass
+thread = threading.Thread(target=swallow)
+thread.start()
+for _ in range(400): client.sendall(bytes(1 << 20))
+mss = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+client.close()
+thread.join()
+print((400 << 20) / mss)
+"""
+
+
+def test_segments_that_arrived_are_counted_though_few_acknowledgements_come_back(probe):
+    with cgroups("bpfleet-test-bulk") as places:
+        probe.rows("tcp_rtt")
+        said, _ = python_in(places, BULK).communicate(timeout=30)
+        rows = [value for key, value in probe.rows("tcp_rtt") if key["cgroup"] == cgroup_id(places)]
+    assert sum(int(v["delivered"]) for v in rows) == pytest.approx(float(said), rel=0.35)
 
 
 def test_datagrams_without_room_are_counted_by_port(probe):

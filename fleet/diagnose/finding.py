@@ -7,6 +7,9 @@ VERDICTS = (
     "cpu_saturation", "cpu_quota", "noisy_neighbour", "memory_pressure", "slow_disk", "network",
     "remote_slowness", "nothing_wrong", "no_data",
 )  # fmt: skip
+ROOT = "/"  # tasks of no cgroup of their own
+LOOPBACK = ("127.", "::1")
+MOST = 3  # findings of one rule: more say no more
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,5 @@ class Finding:
     victim: str = ""
     others: tuple[Figure, ...] = field(default=())
     began: int = 0  # seconds from the window's begin
+    ended: int = 0  # after the last second past the threshold
+    lasted: int = 0  # seconds past it

@@ -8,13 +8,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fleet.diagnose import rules
-from fleet.diagnose.finding import Figure, Finding
+from fleet.diagnose.finding import ROOT, Figure, Finding
 from fleet.diagnose.question import question
 from fleet.diagnose.series import HostFigures, Reader
 from fleet.diagnose.view import View
 from schemas.config import Config
 
 HISTORY_S = 3600
+PIECE_S = 600.0  # a longer window is judged in pieces, so that memory does not grow with it
 LEARN_S = 60.0  # a history is as good a minute later
 SILENT_S = 600  # a host heard of since then, and not now, is silent
 Row = dict[str, Any]
@@ -41,20 +42,32 @@ class Judge:
             self._reader = Reader(self._client)
             self._reader.learn(first_us - HISTORY_S * 1_000_000, first_us, host)
             self._learnt_at = time.monotonic()
+        if window_s <= PIECE_S:
+            return self._piece(first_us, last_us, host)
+        pieces, begin = [], first_us
+        while begin < last_us:
+            end = min(begin + int(PIECE_S * 1e6), last_us)
+            end = last_us if last_us - end < PIECE_S * 1e5 else end  # no crumbs
+            pieces.append(self._piece(begin, end, host))
+            begin = end
+        return merged(pieces, first_us, last_us)
+
+    def _piece(self, first_us: int, last_us: int, host: str) -> list[Row]:
+        assert self._reader
         fleet = self._reader.window(first_us, last_us)  # peers too
         made: list[Row] = []
         for name in sorted({host} & set(fleet) if host else set(fleet)):
             view = View(fleet[name], fleet)
             found = [self._named(each, view, fleet[name]) for each in rules.judge(view, self._own)]
             made += _rows(view, fleet[name], found, first_us, last_us)
-        for name in sorted(self._reader.known(last_us - SILENT_S * 1_000_000, host) - set(fleet)):
+        for name in sorted(self._reader.known(last_us - SILENT_S * 1_000_000, last_us, host) - set(fleet)):
             made.append(_silent(name, first_us, last_us))
         return made
 
     def _named(self, found: Finding, view: View, figures: HostFigures) -> Finding:
         """Tasks without a cgroup of their own are named by the process that has most of the CPU."""
         assert self._reader
-        if found.culprit != rules.ROOT or "cpu_profile" not in self._reader.streams:
+        if found.culprit != ROOT or "cpu_profile" not in self._reader.streams:
             return found
         first = (figures.begin + found.deciding.first) * 1_000_000
         rows = self._reader.rows(
@@ -95,7 +108,8 @@ def _rows(view: View, figures: HostFigures, found: list[Finding], first_us: int,
             "verdict": each.verdict, "rank": rank, "score": each.deciding.score,
             "culprit_kind": each.culprit_kind, "culprit": each.culprit, "victim": each.victim,
             **_deciding(each.deciding),
-            "began": min((figures.begin + each.began) * 1_000_000, last_us),
+            "began": min(max((figures.begin + each.began) * 1_000_000, first_us), last_us),
+            "ended": min((figures.begin + each.ended) * 1_000_000, last_us), "lasted_s": float(each.lasted),
             "summary": each.summary,
             "evidence": json.dumps([figure.tree() for figure in (each.deciding, *each.others)]),
             "question": question(each, view.host.name, first_us, last_us),
@@ -116,6 +130,33 @@ def _in_order(view: View, first_us: int, last_us: int) -> Row:
         "summary": f"nothing is past its threshold; CPUs {busy.value:.0f} % busy, waits: {said}",
         "evidence": json.dumps([each.tree() for each in (*figures, busy)]),
         "question": question(None, view.host.name, first_us, last_us),
+    }  # fmt: skip
+
+
+def merged(pieces: list[list[Row]], first_us: int, last_us: int) -> list[Row]:
+    """Verdicts of a long window from those of its pieces: each finding once, as it was at its worst."""
+    hosts: dict[str, dict[tuple[str, str, str], Row]] = {}
+    for row in (row for piece in pieces for row in piece):
+        what = row["verdict"], row.get("culprit", ""), row.get("victim", "")
+        known = hosts.setdefault(row["target_host"], {}).get(what)
+        hosts[row["target_host"]][what] = _both(known, row) if known else row
+    made: list[Row] = []
+    for found in hosts.values():
+        ill = [row for row in found.values() if row["verdict"] not in ("nothing_wrong", "no_data")]
+        # Of a host in order: how far below its thresholds it was at its worst.
+        calm = sorted(found.values(), key=lambda row: (row["verdict"] == "no_data", row.get("score", 0)))
+        ranked = sorted(ill, key=lambda row: -row["score"]) or calm[:1]
+        shared = {"ts": last_us, "window_from": first_us, "window_to": last_us}
+        made += [row | shared | {"rank": rank} for rank, row in enumerate(ranked, 1)]
+    return made
+
+
+def _both(one: Row, other: Row) -> Row:
+    if "began" not in one or "began" not in other:
+        return min(one, other, key=lambda row: float(row.get("score", 0)))
+    return max(one, other, key=lambda row: float(row["score"])) | {
+        "began": min(one["began"], other["began"]), "ended": max(one["ended"], other["ended"]),
+        "lasted_s": one["lasted_s"] + other["lasted_s"],
     }  # fmt: skip
 
 

@@ -19,11 +19,16 @@ class Limit:
     spreads: float = 6.0
     ceiling: float = float("inf")
 
-    def threshold(self, baseline: float | None, spread: float) -> float:
-        """What a value must exceed; ``baseline`` None: no history."""
+    def threshold(self, baseline: float | None, spread: float, *, mature: bool = True) -> float:
+        """What a value must exceed; ``baseline`` None: no history.
+
+        One that is not ``mature`` may be a trouble's own beginning: it makes nothing usual, and can only tell
+        what used to be well below the floor from what is merely not known.
+        """
         if baseline is None:
             return self.fresh or self.floor
-        return max(self.floor, min(self.times * baseline + self.spreads * spread, self.ceiling))
+        usual = min(self.times * baseline + self.spreads * spread, self.ceiling)
+        return max(self.floor, usual if mature else min(usual, self.fresh))
 
 
 LIMITS = {
@@ -34,6 +39,7 @@ LIMITS = {
     # A cgroup's tasks wait for so much of each second, together (% of one task's time). One that wakes up
     # twenty times a second beside hogs waits 20 %, and is hardly slower for it.
     "runq.wait": Limit(30, ceiling=200),
+    "cgroup.waited": Limit(30, ceiling=200),
     # Of the periods in which it wanted to run, those cut short.
     "cgroup.throttled": Limit(25, ceiling=75),
     # A tenth of the time a task waits for memory that it had: below that PSI is hardly felt.
@@ -44,20 +50,31 @@ LIMITS = {
     "cgroup.oom_kills": Limit(0.1),
     "pressure.oom_kills": Limit(0.1),
     # A rotating disk needs 10 ms; 30 is a queue. A host that knows its disk to be fast is told sooner.
-    "block.await": Limit(20, fresh=30, times=4),
+    "block.await": Limit(20, fresh=30, times=4, ceiling=200),
+    "block.read_await": Limit(20, fresh=30, times=4, ceiling=200),
+    # The same, of waits that no device explains: an I/O limit, a remote file system, a layer above.
+    "io.wait_each": Limit(30),
     # At its limit, as far as one second's rounding lets it be seen.
     "io_limit.used": Limit(70, ceiling=70),
     # One segment in fifty sent again: TCP's throughput halves well before.
     "tcp.loss": Limit(2, times=3),
+    # What a host's own queues throw away of datagrams nobody sends again. A burst loses a few.
+    "udp.dropped": Limit(10, times=3),
     # A rise by 60 ms: more than a delayed acknowledgement (40 ms) explains. See Rules.latency.
     "tcp.rtt": Limit(60, fresh=200, times=2),
     # Answers without the network's part. Known servers are told sooner than new ones.
     "server.answer": Limit(100, fresh=200, times=4),
+    # One answer in twenty that takes over a quarter of a second: what a page of twenty parts always meets.
+    "server.long": Limit(5, times=3),
+    # Seconds without any answer of a server that has been giving them, while questions are open.
+    "server.silence": Limit(3),
 }
+MATURE = 30  # buckets of 10 s: with fewer, a history is too short to say what is usual
 RTT_RISE_MS = 60.0  # on top of the remote's usual round trip
 BUSY = 90.0  # % of all CPUs: with less, nobody waits for want of CPUs
 NOISY_BUSY = 85.0  # % of all CPUs while a neighbour is to blame
 NEIGHBOUR = 40.0  # % of all CPUs that one other cgroup has, at least
+KEPT = 50.0  # % of a victim's waits that ended when one other cgroup left the CPU: whatever else is idle
 NEIGHBOUR_TIMES = 2.0  # as much CPU as its victim
 SLOWED = 35.0  # % of its time that a victim's tasks waited rather than ran
 THROTTLED_S = 0.03  # seconds a second that a quota kept CPUs from a cgroup
@@ -65,9 +82,16 @@ IO_WAIT = 10.0  # % of the time that somebody waits for I/O: a slow disk that no
 LIMIT_WAIT = 20.0  # the same of a cgroup at its limit
 REFAULT_WAIT = 10.0  # % of the time that tasks of a cgroup that reads its pages again wait for memory or I/O
 FULL = 85.0  # % of a limit in use: a cgroup with room to spare reads again for reasons of its own
+# Bytes a second that a slow disk does not move. Past it requests queue because somebody reads or writes in
+# bulk, and waits for his own queue: of those, only small reads tell of others who wait.
+BULK = 32e6
+IO_WAIT_ALONE = 40.0  # the same where no device is slow and nothing but the wait is seen
 REQUESTS = 1.0  # a second: fewer say nothing of a disk
 RETRANSMITS = 0.6  # a second: three in a window
 SLOW_SHARE = 50.0  # % of a server's answers that are slow: a lost segment delays a few
 WAITED_MS = 100.0  # a second, for one server's answers: less is no trouble
-LOCAL_TIMES = 4.0  # servers on this very host, while its own resources are short
+LONG_ANSWERS = 0.6  # a second: three in a window
+LONG_RTT_MS = 100.0  # of a remote: its answers take long for the way's sake
+LONG_MS = 262.0  # the least that server.long counts
+ANSWERED = 20  # answers of a server, before its silence means anything
 LONG_POLLS = frozenset((9092, 9093, 9094))  # Kafka holds a question until there are rows, or half a second

@@ -4,9 +4,11 @@ A value over some seconds is ``sum(amount) / sum(per)``, or ``sum(amount)`` a se
 rows that come a little early or late shift nothing.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 SLOW_BUCKET = 18  # of a histogram of µs, from 1: this one and those above it are ≥ 65 ms
+LONG_BUCKET = 20  # ≥ 262 ms
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,25 @@ def _cgroup(name: str, unit: str, amount: str, per: str = "") -> Metric:
     return Metric(f"cgroup.{name}", unit, "cgroup_pressure", amount, per, "cgroup")
 
 
+SMALL_READ = "(operation = 'READ' AND size IN ('4K', '16K', '64K'))"
+
+
+# The kernel's reasons for a drop on a packet's way out or in, before anything looks for whom it is.
+ON_THE_WAY = (
+    "reason IN ('QDISC_DROP', 'QDISC_OVERLIMIT', 'QDISC_CONGESTED', 'TC_EGRESS', 'TC_INGRESS', 'XDP',"
+    " 'NETFILTER_DROP', 'CPU_BACKLOG', 'FULL_RING', 'DEV_READY', 'NEIGH_FAILED', 'NEIGH_QUEUEFULL')"
+)
+
+
+def _slower(bucket: int) -> str:
+    """Answers in that bucket or above it, and those given up that had waited as long; in %."""
+    least_us = 1 << (bucket - 2)
+    return (
+        f"100 * sum(arraySum(arraySlice(times, {bucket}))"
+        f" + unanswered * (unanswered_us >= {least_us} * unanswered))"
+    )
+
+
 ALL_CPUS = "sum(user_us + system_us + irq_us + steal_us + idle_us)"
 METRICS = {
     each.name: each
@@ -48,6 +69,8 @@ METRICS = {
         _host("refaults", "pages/s", "sum(refaults)"),
         _host("oom_kills", "kills/s", "sum(oom_kills)"),
         _cgroup("cpu", "CPUs", "sum(cpu_us) / 1e6"),
+        _cgroup("waited", "%", "sum(waited_us) / 1e4"),
+        _cgroup("cpu_some", "%", "sum(cpu_some_us) / 1e4"),
         _cgroup("throttled", "%", "100 * sum(throttled_periods)", "sum(periods)"),
         _cgroup("throttled_time", "s/s", "sum(throttled_us) / 1e6"),
         _cgroup("quota", "CPUs", "sum(quota_us) / 1e6"),
@@ -64,44 +87,118 @@ METRICS = {
                "", "concat(cgroup, '\\n', io_device)", "io_device != ''"),
         Metric("runq.waiting", "tasks", "runq_latency", "sum(sum_ns) / 1e9"),
         Metric("runq.wait", "%", "runq_latency", "sum(sum_ns) / 1e7", "", "cgroup"),
+        Metric("kept.waiting", "%", "preemption", "sum(waited_ns) / 1e7", "",
+               "concat(cgroup, '\\n', by_cgroup)", "by = 'other'"),
         Metric("block.await", "ms", "block_io", "sum(latency_ns + queued_ns) / 1e6", "sum(count)", "device"),
         Metric("block.requests", "1/s", "block_io", "sum(count)", "", "device"),
-        Metric("tcp.rtt", "ms", "tcp_rtt", "sum(sum_us) / 1e3", "sum(samples)", REMOTE, least_history=1),
+        Metric("block.bytes", "B/s", "block_io", "sum(bytes)", "", "device"),
+        Metric("block.read_await", "ms", "block_io",
+               f"sum((latency_ns + queued_ns) * {SMALL_READ}) / 1e6", f"sum(count * {SMALL_READ})", "device"),
+        Metric("tcp.rtt", "ms", "tcp_rtt", "sum(sum_us) / 1e3", "sum(samples)", REMOTE, least_history=3),
         Metric("tcp.segments", "1/s", "tcp_rtt", "sum(count)", "", REMOTE),
+        Metric("tcp.delivered", "1/s", "tcp_rtt", "sum(delivered)", "", REMOTE),
         Metric("tcp.retransmits", "1/s", "tcp_retransmit", "sum(count)", "", REMOTE),
+        Metric("tcp.openings", "1/s", "tcp_retransmit", "sum(count)", "", REMOTE, "state = 'SYN_SENT'"),
         Metric("server.answer", "ms", "tcp_response",
-               "sum(greatest(toInt64(sum_us) - toInt64(rtt_us), 0)) / 1e3", "sum(count)", SERVER,
-               least_history=1),
-        Metric("server.slow", "%", "tcp_response",
-               f"100 * sum(arraySum(arraySlice(times, {SLOW_BUCKET})))", "sum(count)", SERVER),
+               "sum(greatest(toInt64(sum_us) - toInt64(rtt_us), 0) + unanswered_us) / 1e3",
+               "sum(count + unanswered)", SERVER, least_history=3),
+        Metric("server.slow", "%", "tcp_response", _slower(SLOW_BUCKET), "sum(count + unanswered)", SERVER),
+        Metric("server.long", "%", "tcp_response", _slower(LONG_BUCKET), "sum(count + unanswered)", SERVER,
+               least_history=3),
         Metric("server.answers", "1/s", "tcp_response", "sum(count)", "", SERVER),
-        Metric("drops", "packets/s", "packet_drop_count", "sum(packets)", "", "reason"),
+        Metric("server.unanswered", "1/s", "tcp_response", "sum(unanswered)", "", SERVER),
+        Metric("server.opened", "1/s", "tcp_response",
+               "sum(toInt64(questions) - toInt64(count) - toInt64(unanswered))", "", SERVER),
+        Metric("udp.dropped", "datagrams/s", "packet_drop", "sum(weight)", "",
+               "replaceOne(toString(destination_address), '::ffff:', '')",
+               f"protocol = 17 AND {ON_THE_WAY}"),
+        Metric("drops", "packets/s", "packet_drop_count", "sum(packets)", "", "reason", ON_THE_WAY),
     )
 }  # fmt: skip
 HOST_SECONDS = "pressure.cpu_busy"  # has a row each second of each host that is alive
 
 
-def window_sql(metric: Metric, hosts: str) -> str:
-    """Per host, thing and second of ``{from:Int64} … {to:Int64}`` (µs): amount and per."""
+def together(metrics: Iterable[Metric]) -> list[list[Metric]]:
+    """Metrics of the same rows and the same things: one question reads them all."""
+    found: dict[tuple[str, str, str], list[Metric]] = {}
+    for each in metrics:
+        found.setdefault((each.stream, each.thing, each.where), []).append(each)
+    return list(found.values())
+
+
+def window_sql(metrics: list[Metric], hosts: str) -> str:
+    """Per host and thing of ``{from:Int64} … {to:Int64}`` (µs): seconds, and each metric's amounts and pers.
+
+    A metric that was nought all the time has empty lists: most are, of most things.
+    """
+    one = metrics[0]
+    places = range(len(metrics))
+    values = "".join(
+        f", toFloat64({each.amount}) AS amount_{at}, toFloat64({each.per or 1}) AS per_{at}"
+        for at, each in zip(places, metrics, strict=True)
+    )
+    lists = "".join(
+        f", if(max(amount_{at}) = 0 AND min(amount_{at}) = 0, [], groupArray(amount_{at}))"
+        f", if(max(amount_{at}) = 0 AND min(amount_{at}) = 0, [], groupArray(per_{at}))"
+        for at in places
+    )
     return (
-        f"SELECT host, {metric.thing} AS thing, intDiv(toUnixTimestamp64Micro(ts), 1000000) AS second,"
-        f" toFloat64({metric.amount}) AS amount, toFloat64({metric.per or 1}) AS per FROM {metric.stream}"
-        f" WHERE {_between('from', 'to')} AND {hosts} AND {metric.where} GROUP BY host, thing, second"
+        f"SELECT host, thing, groupArray(second){lists} FROM (SELECT host, {one.thing} AS thing,"
+        f" intDiv(toUnixTimestamp64Micro(ts), 1000000) AS second{values}"
+        f" FROM {one.stream} WHERE {between('from', 'to')} AND {hosts} AND {one.where}"
+        " GROUP BY host, thing, second) GROUP BY host, thing"
     )
 
 
-def history_sql(metric: Metric, hosts: str, bucket_s: int) -> str:
-    """Per host and thing: the values of all buckets of ``{since:Int64} … {from:Int64}`` (µs)."""
-    per = metric.per or str(bucket_s)
+def history_sql(metrics: list[Metric], hosts: str, bucket_s: int) -> str:
+    """Per host and thing, over buckets of ``{since:Int64} … {from:Int64}`` (µs): each metric's buckets, their
+    median, and the median deviation from it. Where a row is a count, a bucket without one was nought:
+    ``{hosts:Array(String)}`` had ``{lived:Array(Int64)}``.
+    """
+    one = metrics[0]
+    places = range(len(metrics))
+    values = "".join(
+        f", toFloat64({each.amount}) / {each.per or bucket_s} AS value_{at}"
+        for at, each in zip(places, metrics, strict=True)
+    )
+    lists = "".join(
+        f", {_padded(f'groupArrayIf(value_{at}, isFinite(value_{at}))', each)} AS all_{at}"
+        for at, each in zip(places, metrics, strict=True)
+    )
+    answers = "".join(
+        f", length(all_{at}), arrayReduce('median', all_{at}) AS usual_{at},"
+        f" arrayReduce('median', arrayMap(each -> abs(each - usual_{at}), all_{at}))"
+        for at in places
+    )
+    least = min(each.least_history for each in metrics)
+    enough = f" HAVING count() >= {least}" if all(each.per for each in metrics) else ""
+    buckets = (
+        f"SELECT host, {one.thing} AS thing, intDiv(toUnixTimestamp64Micro(ts), {bucket_s}000000) AS bucket"
+        f"{values} FROM {one.stream} WHERE {between('since', 'from')} AND {hosts} AND {one.where}"
+        " GROUP BY host, thing, bucket"
+    )
+    series = f"SELECT host, thing{lists} FROM ({buckets}) GROUP BY host, thing{enough}"
+    return f"SELECT host, thing{answers} FROM ({series})"
+
+
+def _padded(values: str, metric: Metric) -> str:
+    if metric.per:
+        return values
+    lived = "transform(host, {hosts:Array(String)}, {lived:Array(Int64)}, toInt64(0))"
+    return f"arrayResize({values}, greatest(toInt64(length({values})), {lived}))"
+
+
+def best_sql(metric: Metric, hosts: str) -> str:
+    """Per host and thing: the least value of a second."""
     return (
-        "SELECT host, thing, groupArray(value) FROM ("
-        f"SELECT host, {metric.thing} AS thing, intDiv(toUnixTimestamp64Micro(ts), {bucket_s}000000) AS"
-        f" bucket, toFloat64({metric.amount}) / {per} AS value FROM {metric.stream}"
-        f" WHERE {_between('since', 'from')} AND {hosts} AND {metric.where} GROUP BY host, thing, bucket"
-        ") WHERE isFinite(value) GROUP BY host, thing"
+        f"SELECT host, thing, min(value) FROM (SELECT host, {metric.thing} AS thing,"
+        f" toFloat64({metric.amount}) / {metric.per} AS value FROM {metric.stream}"
+        f" WHERE {between('from', 'to')} AND {hosts} AND {metric.where}"
+        " GROUP BY host, thing, toUnixTimestamp(ts)) WHERE isFinite(value) GROUP BY host, thing"
     )
 
 
-def _between(first: str, last: str) -> str:
+def between(first: str, last: str) -> str:
+    """Rows of ``{first:Int64} … {last:Int64}`` (µs)."""
     at = "fromUnixTimestamp64Micro({{{}:Int64}})"
     return f"ts >= {at.format(first)} AND ts < {at.format(last)}"

@@ -31,17 +31,22 @@ SELECT toStartOfSecond(ts) AS second, io_device, sum(requests) AS requests,
   sum(io_limit_bytes) AS granted_bytes, round(sum(io_some_us) / 1e4, 1) AS waits_for_io
 FROM cgroup_pressure WHERE {where} AND cgroup = {culprit} GROUP BY second, io_device ORDER BY second"""
 REMOTE = """
-SELECT second, sum(rtt) AS rtt_ms, sum(segments) AS segments, sum(again) AS sent_again FROM (
+SELECT second, sum(rtt) AS rtt_ms, sum(arrived) AS segments_arrived, sum(again) AS sent_again FROM (
   SELECT toStartOfSecond(ts) AS second, round(sum(sum_us) / sum(samples) / 1e3, 2) AS rtt,
-    toInt64(sum(count)) AS segments, toInt64(0) AS again
+    toInt64(sum(delivered)) AS arrived, toInt64(0) AS again
   FROM tcp_rtt WHERE {where} AND remote_address = toIPv6({culprit}) GROUP BY second
   UNION ALL SELECT toStartOfSecond(ts), 0., toInt64(0), toInt64(sum(count))
   FROM tcp_retransmit WHERE {where} AND remote_address = toIPv6({culprit}) GROUP BY toStartOfSecond(ts))
 GROUP BY second ORDER BY second"""
+DATAGRAMS = """
+SELECT toStartOfSecond(ts) AS second, reason, location, interface, sum(weight) AS datagrams
+FROM packet_drop WHERE {where} AND protocol = 17 AND destination_address = toIPv6({culprit})
+GROUP BY second, reason, location, interface ORDER BY second"""
 SERVERS = f"""
 SELECT toStartOfSecond(ts) AS second, sum(count) AS answers,
   round(sum(sum_us) / sum(count) / 1e3, 2) AS answer_ms,
-  round(sum(rtt_us) / sum(count) / 1e3, 2) AS round_trip_ms
+  round(sum(rtt_us) / sum(count) / 1e3, 2) AS round_trip_ms, sum(questions) AS questions,
+  sum(unanswered) AS given_up
 FROM tcp_response WHERE {{where}} AND {SERVER} = {{culprit}} GROUP BY second ORDER BY second"""
 QUESTIONS = {
     "cpu_saturation": WHO_WAITS,
@@ -62,7 +67,9 @@ def question(finding: Finding | None, host: str, first_us: int, last_us: int) ->
         text = QUESTIONS.get(finding.verdict, HOST)
         if finding.culprit_kind == "device":
             text = DEVICE
-        elif named == [""] and finding.verdict == "memory_pressure":
+        elif finding.deciding.metric == "udp.dropped":
+            text = DATAGRAMS
+        elif named == [""] and finding.verdict in ("memory_pressure", "slow_disk"):
             text = HOST
     where = f"host = {quoted(host)} AND ts >= '{_time(first_us)}' AND ts < '{_time(last_us)}'"
     cgroups = ", ".join(quoted(each) for each in named)

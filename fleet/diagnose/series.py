@@ -1,21 +1,37 @@
 """Figures of hosts: a window second by second, and the hour before it as median and spread."""
 
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.diagnose.metrics import HOST_SECONDS, METRICS, Metric, history_sql, window_sql
+from fleet.diagnose.metrics import (
+    HOST_SECONDS,
+    METRICS,
+    Metric,
+    best_sql,
+    between,
+    history_sql,
+    together,
+    window_sql,
+)  # fmt: skip
 
 SECONDS = 5  # a value is a mean over so many: shorter is noise, longer is late
 BUCKET_S = 10  # of the history
+ASKED_S = 600  # before the window: how far back a question may be that still waits for its answer
 LATELY_S = 60  # before the window: how far back a remote without a history is compared with itself
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 Floats = NDArray[np.float64]
-Past = tuple[float, float]  # median, spread
+
+
+class Past(NamedTuple):
+    """What is usual."""
+
+    median: float
+    spread: float  # like a standard deviation
+    buckets: int = 360  # that it is made of
 
 
 @dataclass
@@ -24,6 +40,7 @@ class Series:
 
     amount: Floats
     per: Floats | None  # None: by seconds
+    _worst: dict[int, tuple[int, float]] = field(default_factory=dict, compare=False)
 
     def at(self, first: int, last: int) -> float:
         """The value over seconds ``first … last`` (exclusive); 0 where nothing was."""
@@ -33,14 +50,22 @@ class Series:
 
     def worst(self, seconds: int) -> tuple[int, float]:
         """(first second, value) of the run of ``seconds`` whose value is highest."""
-        kernel = np.ones(min(seconds, len(self.amount)))
-        total = np.convolve(self.amount, kernel, "valid")
-        below = (
-            np.full(len(total), len(kernel)) if self.per is None else np.convolve(self.per, kernel, "valid")
-        )
-        values = np.divide(total, below, out=np.zeros(len(total)), where=below > 0)
-        place = int(values.argmax())
-        return place, float(values[place])
+        if seconds not in self._worst:
+            total = _sliding(self.amount, seconds)
+            below = np.full(len(total), float(min(seconds, len(self.amount))))
+            if self.per is not None:
+                below = _sliding(self.per, seconds)
+            values = np.divide(total, below, out=np.zeros(len(total)), where=below > 0)
+            place = int(values.argmax())
+            self._worst[seconds] = place, float(values[place])
+        return self._worst[seconds]
+
+
+def _sliding(values: Floats, seconds: int) -> Floats:
+    """Sums over each run of so many."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    length = min(seconds, len(values))
+    return sums[length:] - sums[:-length]
 
 
 @dataclass
@@ -54,6 +79,8 @@ class HostFigures:
     series: dict[str, dict[str, Series]] = field(default_factory=dict)  # metric → thing
     past: dict[str, dict[str, Past]] = field(default_factory=dict)
     best_rtt: dict[str, float] = field(default_factory=dict)  # ms, of each remote's best second lately
+    asked: dict[str, tuple[float, float]] = field(default_factory=dict)  # server → answers, open, before
+    _worst: dict[str, float] = field(default_factory=dict)
 
     def things(self, metric: str) -> list[str]:
         """What there are figures of."""
@@ -64,8 +91,29 @@ class HostFigures:
         found = self.series.get(metric, {}).get(thing)
         return found or Series(np.zeros(self.seconds), None)
 
+    def worst(self, metric: str) -> float:
+        """The highest value of any thing, over the seconds in which it was."""
+        if metric not in self._worst:
+            found = self.series.get(metric, {}).values()
+            self._worst[metric] = max((each.worst(SECONDS)[1] for each in found), default=0.0)
+        return self._worst[metric]
+
+    def servers(self) -> list[str]:
+        """Those that answered, or did not, in the window or shortly before it."""
+        return sorted({*self.things("server.answers"), *self.asked})
+
+    def answers(self, server: str) -> Floats:
+        """Of a server, second by second."""
+        return self.get("server.answers", server).amount
+
+    def open_questions(self, server: str) -> Floats:
+        """How many wait for an answer at each second's end."""
+        before = self.asked.get(server, (0.0, 0.0))[1]
+        waiting = max(before, 0.0) + np.cumsum(self.get("server.opened", server).amount)
+        return waiting - np.minimum(np.minimum.accumulate(waiting), 0.0)  # answers to what nobody saw asked
+
     def history(self, metric: str, thing: str = "") -> Past | None:
-        """Median and spread over the hour before; None where there is no history."""
+        """What was usual over the hour before; None where there is no history."""
         return self.past.get(metric, {}).get(thing)
 
 
@@ -81,30 +129,52 @@ class Reader:
     def window(self, first_us: int, last_us: int, host: str = "") -> dict[str, HostFigures]:
         """Every host with figures in the window, by name."""
         self._look_for_tables()
-        answers = {each.name: self._ask(each, first_us, last_us, host) for each in self._metrics}
+        answers = [
+            (
+                group,
+                self.rows(window_sql(group, _hosts(host)), host=host, **{"from": first_us, "to": last_us}),
+            )
+            for group in together(self._metrics)
+        ]
         alive: dict[str, list[int]] = {}
-        for name, _, second, *_ in answers.get(HOST_SECONDS, []):
-            alive.setdefault(name, []).append(int(second))
+        for group, rows in answers:
+            if HOST_SECONDS in {each.name for each in group}:
+                for name, _, seconds, *_ in rows:
+                    alive[name] = list(seconds)
         cores = self._cores(first_us, last_us)
         hosts = {
             name: HostFigures(name, min(seen), max(seen) - min(seen) + 1, cores.get(name, 1))
             for name, seen in alive.items()
         }
-        for metric, rows in answers.items():
-            _enter(hosts, METRICS[metric], rows)
+        for group, rows in answers:
+            _enter(hosts, group, rows)
         for name, figures in hosts.items():
             figures.past = self.past.get(name, {})
         for name, thing, best in self._best(METRICS["tcp.rtt"], first_us, last_us):
             if name in hosts:
                 hosts[name].best_rtt[thing] = best
+        for name, thing, answers, waiting in self._asked(first_us):
+            if name in hosts:
+                hosts[name].asked[thing] = (float(answers), float(waiting))
         return hosts
+
+    def _asked(self, first_us: int) -> list[tuple[Any, ...]]:
+        """Each server's answers before the window, and the questions that are still open there."""
+        answers, opened = METRICS["server.answers"], METRICS["server.opened"]
+        if answers.stream not in self.streams:
+            return []
+        query = (
+            f"SELECT host, {answers.thing} AS thing, {answers.amount}, {opened.amount} FROM {answers.stream}"
+            f" WHERE {between('from', 'to')} GROUP BY host, thing"
+        )
+        return self.rows(query, **{"from": first_us - ASKED_S * 1_000_000, "to": first_us})
 
     def _best(self, metric: Metric, first_us: int, last_us: int) -> list[tuple[Any, ...]]:
         """The least second of each thing in the window and the minute before it."""
         if metric.stream not in self.streams:
             return []
-        query = f"SELECT host, thing, min(amount / per) FROM ({window_sql(metric, '1')}) GROUP BY host, thing"
-        return self.rows(query, **{"from": first_us - LATELY_S * 1_000_000, "to": last_us})
+        bounds = {"from": first_us - LATELY_S * 1_000_000, "to": last_us}
+        return self.rows(best_sql(metric, "1"), **bounds)
 
     def learn(self, since_us: int, first_us: int, host: str = "") -> None:
         """Read the history ``since_us … first_us`` of every host into :attr:`past`."""
@@ -112,29 +182,28 @@ class Reader:
         where = {"since": since_us, "from": first_us, "host": host}
         self.past = {}
         lived: dict[str, int] = {}
-        for metric in sorted(self._metrics, key=lambda each: each.name != HOST_SECONDS):
-            rows = self._client.query(
-                history_sql(metric, _hosts(host), BUCKET_S), parameters=where
-            ).result_rows
-            for name, thing, values in rows:
-                if metric.name == HOST_SECONDS:
-                    lived[name] = len(values)
-                padded = list(values)
-                if not metric.per:  # no row: it was nought
-                    padded += [0.0] * (lived.get(name, 0) - len(padded))
-                if len(padded) >= metric.least_history:
-                    self.past.setdefault(name, {}).setdefault(metric.name, {})[thing] = _robust(padded)
+        groups = together(self._metrics)
+        groups.sort(key=lambda group: HOST_SECONDS not in {each.name for each in group})
+        for group in groups:
+            known = {"hosts": ["", *lived], "lived": [0, *lived.values()]}
+            rows = self.rows(history_sql(group, _hosts(host), BUCKET_S), **known, **where)
+            for name, thing, *said in rows:
+                for metric, count, median, spread in zip(
+                    group, said[::3], said[1::3], said[2::3], strict=True
+                ):
+                    if metric.name == HOST_SECONDS:
+                        lived[name] = count
+                    if count >= metric.least_history:
+                        past = Past(median, MAD_TO_DEVIATION * spread, count)
+                        self.past.setdefault(name, {}).setdefault(metric.name, {})[thing] = past
 
-    def known(self, since_us: int, host: str = "") -> set[str]:
-        """Hosts that were heard of since then."""
+    def known(self, since_us: int, last_us: int, host: str = "") -> set[str]:
+        """Hosts that were heard of between these moments."""
+        self._look_for_tables()
         if "host" not in self.streams:
             return set()
-        rows = self._client.query(
-            f"SELECT DISTINCT host FROM host WHERE {_hosts(host)}"
-            " AND ts >= fromUnixTimestamp64Micro({since:Int64})",
-            parameters={"host": host, "since": since_us},
-        ).result_rows
-        return {name for (name,) in rows}
+        query = f"SELECT DISTINCT host FROM host WHERE {_hosts(host)} AND {between('from', 'to')}"
+        return {name for (name,) in self.rows(query, host=host, **{"from": since_us, "to": last_us})}
 
     def rows(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Any other question."""
@@ -145,13 +214,6 @@ class Reader:
         """A table is made with its first rows."""
         self.streams = {name for (name,) in self.rows("SHOW TABLES")}
         self._metrics = [each for each in METRICS.values() if each.stream in self.streams]
-
-    def _ask(self, metric: Metric, first_us: int, last_us: int, host: str) -> list[tuple[Any, ...]]:
-        parameters = {"from": first_us, "to": last_us, "host": host}
-        found: list[tuple[Any, ...]] = self._client.query(
-            window_sql(metric, _hosts(host)), parameters=parameters
-        ).result_rows
-        return found
 
     def _cores(self, first_us: int, last_us: int) -> dict[str, int]:
         if not any(each.stream == "pressure" for each in self._metrics):
@@ -168,21 +230,21 @@ def _hosts(host: str) -> str:
     return "host = {host:String}" if host else "({host:String} = '')"
 
 
-def _enter(hosts: dict[str, HostFigures], metric: Metric, rows: Iterable[tuple[Any, ...]]) -> None:
-    for name, thing, second, amount, per in rows:
+def _enter(hosts: dict[str, HostFigures], group: list[Metric], rows: Iterable[tuple[Any, ...]]) -> None:
+    for name, thing, seconds, *lists in rows:
         figures = hosts.get(name)
-        if figures is None or not 0 <= second - figures.begin < figures.seconds:
+        if figures is None:
             continue
-        table = figures.series.setdefault(metric.name, {})
-        series = table.get(thing)
-        if series is None:
-            zeros = np.zeros(figures.seconds)
-            series = table[thing] = Series(zeros, np.zeros(figures.seconds) if metric.per else None)
-        series.amount[second - figures.begin] += amount
-        if series.per is not None:
-            series.per[second - figures.begin] += per
+        at = np.asarray(seconds, np.int64) - figures.begin
+        inside = (at >= 0) & (at < figures.seconds)
+        for metric, amounts, pers in zip(group, lists[::2], lists[1::2], strict=True):
+            if len(amounts):
+                amount = _cells(figures.seconds, at, inside, amounts)
+                per = _cells(figures.seconds, at, inside, pers) if metric.per else None
+                figures.series.setdefault(metric.name, {})[thing] = Series(amount, per)
 
 
-def _robust(values: list[float]) -> Past:
-    median = statistics.median(values)
-    return median, MAD_TO_DEVIATION * statistics.median(abs(each - median) for each in values)
+def _cells(length: int, at: NDArray[np.int64], inside: NDArray[np.bool_], values: list[float]) -> Floats:
+    made = np.zeros(length)
+    made[at[inside]] = np.asarray(values)[inside]
+    return made

@@ -1,0 +1,98 @@
+"""Servers that are slow to answer: most of the time, now and then, or never."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet.diagnose import limits
+from fleet.diagnose.finding import LOOPBACK, MOST, Figure, Finding
+from fleet.diagnose.view import View
+
+LONG_POLLS = tuple(f":{port}" for port in limits.LONG_POLLS)
+SHORT = ("cpu_saturation", "noisy_neighbour", "memory_pressure", "slow_disk")
+
+
+def servers(view: View, found: list[Finding], own: frozenset[str]) -> list[Finding]:
+    """A server that takes long to answer, with the network's part taken off."""
+    short = any(each.verdict in SHORT for each in found)
+    lossy = {each.culprit for each in found if each.verdict == "network"}
+    made: dict[str, Finding] = {}
+    for each in (*_silent(view), *_slow(view), *_sometimes_slow(view, lossy)):
+        server = each.culprit
+        explained = short and server.startswith(LOOPBACK)  # it suffers from the same as its clients
+        if server not in own and not server.endswith(LONG_POLLS) and not explained:
+            made.setdefault(server, each)
+    return list(made.values())[:MOST]
+
+
+def _slow(view: View) -> Iterable[Finding]:
+    """Most of its answers."""
+    for worst in view.past("server.answer"):
+        server = worst.thing
+        slow, answers, given_up = (
+            view.beside(worst, f"server.{name}", server) for name in ("slow", "answers", "unanswered")
+        )
+        waited = worst.value * (answers.value + given_up.value)
+        if slow.value < limits.SLOW_SHARE or waited < limits.WAITED_MS:
+            continue
+        summary = (
+            f"{server} takes {worst.value:.0f} ms to answer beyond the round trip (usually"
+            f" {worst.baseline:.1f} ms); {slow.value:.0f} % of {answers.value:.1f} answers/s are slow"
+        )
+        if given_up.value > 0:
+            summary += f", and {given_up.value:.1f} questions/s are given up"
+        yield _of(view, worst, summary, (slow, answers, given_up))
+
+
+def _sometimes_slow(view: View, lossy: set[str]) -> Iterable[Finding]:
+    """A part of its answers; a lost segment delays single ones, and a long way all."""
+    for worst in view.past("server.long"):
+        server = worst.thing
+        remote = server.rpartition(":")[0]
+        answers = view.beside(worst, "server.answers", server)
+        long = worst.value / 100 * answers.value
+        if remote in lossy or view.value(worst, "tcp.rtt", remote) > limits.LONG_RTT_MS:
+            continue
+        if long < limits.LONG_ANSWERS or long * limits.LONG_MS < limits.WAITED_MS:
+            continue
+        mean = view.beside(worst, "server.answer", server)
+        summary = (
+            f"{server} takes over {limits.LONG_MS:.0f} ms for {worst.value:.0f} % of its {answers.value:.1f}"
+            f" answers/s (usually {worst.baseline:.1f} %), {mean.value:.0f} ms on average"
+        )
+        yield _of(view, worst, summary, (mean, answers))
+
+
+def _silent(view: View) -> Iterable[Finding]:
+    """It answered, and does no longer, though it is asked."""
+    limit = limits.LIMITS["server.silence"]
+    for server in view.host.servers():
+        first, last = silence(view.host.answers(server), view.host.open_questions(server))
+        before = view.host.asked.get(server, (0.0, 0.0))[0] + view.host.answers(server)[:first].sum()
+        usual = view.host.history("server.answer", server)
+        threshold = max(limit.floor, limit.times * (usual[0] if usual else 0.0) / 1000)
+        if last - first < threshold or before < limits.ANSWERED:
+            continue
+        waiting = float(view.host.open_questions(server)[last - 1])
+        silent = Figure("server.silence", "s", last - first, threshold, thing=server, first=first, last=last)
+        count = Figure("server.open", "questions", waiting, thing=server)
+        summary = f"{server} has given no answer for {last - first} s; {waiting:.0f} questions wait for one"
+        yield _of(view, silent, summary, (count,))
+
+
+def silence(answers: NDArray[np.float64], waiting: NDArray[np.float64]) -> tuple[int, int]:
+    """The longest run of seconds (first, after the last) without an answer though one was waited for."""
+    silent = np.concatenate(([False], (answers == 0) & (waiting >= 1), [False])).astype(np.int8)
+    edges = np.diff(silent)
+    begins, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    if not len(begins):
+        return 0, 0
+    longest = int((ends - begins).argmax())
+    return int(begins[longest]), int(ends[longest])
+
+
+def _of(view: View, deciding: Figure, summary: str, others: tuple[Figure, ...]) -> Finding:
+    server = deciding.thing
+    others = (*others, view.beside(deciding, "tcp.rtt", server.rpartition(":")[0]))
+    return view.finding("remote_slowness", deciding, summary, "remote", server, others=others)
