@@ -125,6 +125,9 @@ def stopped(at: int, opened: float = 1.0) -> Given:
 def test_a_server_that_stopped_answering_is_seen_though_nobody_is_left_to_ask() -> None:
     (found,) = judge(host(stopped(10, opened=3)))
     assert found.verdict == "remote_slowness" and "3 questions wait" in found.summary
+    now_and_then = stopped(10)
+    now_and_then["server.answers", SERVER] = [30.0] * 5 + [0.0] * 15
+    assert not judge(host(now_and_then)), "whoever asked had a pause before"
     assert (found.began, found.ended) == (10, SECONDS)
     assert not judge(host(stopped(18))), "a breath"
     assert not judge(host(stopped(10, opened=0))), "nobody asks"

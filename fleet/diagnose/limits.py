@@ -93,5 +93,6 @@ WAITED_MS = 100.0  # a second, for one server's answers: less is no trouble
 LONG_ANSWERS = 0.6  # a second: three in a window
 LONG_RTT_MS = 100.0  # of a remote: its answers take long for the way's sake
 LONG_MS = 262.0  # the least that server.long counts
-ANSWERED = 20  # answers of a server, before its silence means anything
+# A silence means something of a server that answered so often in so many seconds, in each of the last few.
+ANSWERED, BUSY_S, STEADY_S = 20, 10, 2
 LONG_POLLS = frozenset((9092, 9093, 9094))  # Kafka holds a question until there are rows, or half a second

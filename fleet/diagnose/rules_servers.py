@@ -65,20 +65,29 @@ def _sometimes_slow(view: View, lossy: set[str]) -> Iterable[Finding]:
 
 
 def _silent(view: View) -> Iterable[Finding]:
-    """It answered, and does no longer, though it is asked."""
+    """It answered all the time, and all at once does no longer, though it is asked."""
     limit = limits.LIMITS["server.silence"]
     for server in view.host.servers():
-        first, last = silence(view.host.answers(server), view.host.open_questions(server))
-        before = view.host.asked.get(server, (0.0, 0.0))[0] + view.host.answers(server)[:first].sum()
+        answers, waiting = view.host.answers(server), view.host.open_questions(server)
+        first, last = silence(answers, waiting)
         usual = view.host.history("server.answer", server)
-        threshold = max(limit.floor, limit.times * (usual[0] if usual else 0.0) / 1000)
-        if last - first < threshold or before < limits.ANSWERED:
+        threshold = max(limit.floor, limit.times * (usual.median if usual else 0.0) / 1000)
+        if last - first < threshold or not _was_busy(view, server, answers[:first]):
             continue
-        waiting = float(view.host.open_questions(server)[last - 1])
         silent = Figure("server.silence", "s", last - first, threshold, thing=server, first=first, last=last)
-        count = Figure("server.open", "questions", waiting, thing=server)
-        summary = f"{server} has given no answer for {last - first} s; {waiting:.0f} questions wait for one"
-        yield _of(view, silent, summary, (count,))
+        left = Figure("server.open", "questions", float(waiting[last - 1]), thing=server)
+        said = "a question waits" if left.value < 2 else f"{left.value:.0f} questions wait"
+        summary = f"{server} answered steadily, and then not at all for {last - first} s; {said}"
+        yield _of(view, silent, summary, (left,))
+
+
+def _was_busy(view: View, server: str, before: NDArray[np.float64]) -> bool:
+    """Whether it was asked without a pause just before: who asks now and then may have nothing to ask."""
+    lately = before[-limits.BUSY_S :]
+    if len(lately) >= limits.STEADY_S:
+        return bool(lately.sum() >= limits.ANSWERED and (lately[-limits.STEADY_S :] > 0).all())
+    earlier, _ = view.host.asked.get(server, (0.0, 0.0))
+    return bool(earlier + lately.sum() >= 3 * limits.ANSWERED)
 
 
 def silence(answers: NDArray[np.float64], waiting: NDArray[np.float64]) -> tuple[int, int]:
