@@ -81,7 +81,9 @@ def fleet(
     try:
         collector.start()
         place.sink()
-        client = eventually(lambda: place.ask("SELECT 1 FROM DB.host LIMIT 1") and connect(config.clickhouse))
+        client = eventually(
+            lambda: place.ask("SELECT 1 FROM DB.host LIMIT 1") and connect(config.clickhouse), 90
+        )
         wait_for_figures(client, host)
         yield Fleet(config, Judge(client, config), client, disk)
     finally:

@@ -87,7 +87,13 @@ def test_loss_is_a_share_of_the_segments_that_were_sent_not_of_the_few_acknowled
     assert not judge(host(bulk | {("tcp.delivered", remote): 40_000}))
     (found,) = judge(host(bulk | {("tcp.delivered", remote): 400}))
     assert (found.verdict, found.culprit) == ("network", remote)
-    local: Given = {("tcp.retransmits", "127.0.0.1"): 20, ("tcp.delivered", "127.0.0.1"): 400}
+    left: Given = {("tcp.retransmits", remote): [3.0, 1, 0, 1] + [0.0] * 16}
+    assert not judge(host(left)), "a client that went away"
+    asked: Given = {("server.answers", f"{remote}:80"): 0}
+    assert judge(host(left | asked)), "one that we ask"
+    assert not judge(host({("tcp.retransmits", remote): [1.0] + [0.0] * 19} | asked))
+    local: Given = {("tcp.retransmits", "127.0.0.1"): 20, ("tcp.delivered", "127.0.0.1"): 400,
+                    ("tcp.segments", "127.0.0.1"): 400}  # fmt: skip
     assert not judge(host(local)), "a queue for accept() that is full"
     assert judge(host(local | {("drops", "TC_EGRESS"): 20}))
 
@@ -109,7 +115,11 @@ def test_a_server_that_is_slow_now_and_then_makes_people_wait() -> None:
     assert not judge(host(now_and_then, {("server.long", SERVER): Past(9.0, 1.0)})), "it always does"
     far: Given = {("tcp.rtt", "192.0.2.7"): (300 * 10, 10)}
     assert not judge(host(now_and_then | far, {("tcp.rtt", "192.0.2.7"): Past(300.0, 1.0)}))
-    lossy: Given = {("tcp.retransmits", "192.0.2.7"): 10, ("tcp.delivered", "192.0.2.7"): 50}
+    lossy: Given = {
+        ("tcp.retransmits", "192.0.2.7"): 10,
+        ("tcp.segments", "192.0.2.7"): 9,
+        ("tcp.delivered", "192.0.2.7"): 50,
+    }
     assert [each.verdict for each in judge(host(now_and_then | lossy))] == ["network"]
 
 

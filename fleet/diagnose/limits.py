@@ -88,6 +88,7 @@ BULK = 32e6
 IO_WAIT_ALONE = 40.0  # the same where no device is slow and nothing but the wait is seen
 REQUESTS = 1.0  # a second: fewer say nothing of a disk
 RETRANSMITS = 0.6  # a second: three in a window
+GONE = 2  # segments sent again to who sends nothing back: fewer may be the last of a connection
 SLOW_SHARE = 50.0  # % of a server's answers that are slow: a lost segment delays a few
 WAITED_MS = 100.0  # a second, for one server's answers: less is no trouble
 LONG_ANSWERS = 0.6  # a second: three in a window

@@ -48,6 +48,7 @@ SELECT toStartOfSecond(ts) AS second, sum(count) AS answers,
   round(sum(rtt_us) / sum(count) / 1e3, 2) AS round_trip_ms, sum(questions) AS questions,
   sum(unanswered) AS given_up
 FROM tcp_response WHERE {{where}} AND {SERVER} = {{culprit}} GROUP BY second ORDER BY second"""
+BEFORE_US = 120_000_000
 QUESTIONS = {
     "cpu_saturation": WHO_WAITS,
     "cpu_quota": CGROUP,
@@ -71,6 +72,8 @@ def question(finding: Finding | None, host: str, first_us: int, last_us: int) ->
             text = DATAGRAMS
         elif named == [""] and finding.verdict in ("memory_pressure", "slow_disk"):
             text = HOST
+    if finding is not None and finding.deciding.metric == "server.silence":
+        first_us -= BEFORE_US  # of the silence itself there are no rows
     where = f"host = {quoted(host)} AND ts >= '{_time(first_us)}' AND ts < '{_time(last_us)}'"
     cgroups = ", ".join(quoted(each) for each in named)
     return " ".join(text.format(where=where, cgroups=cgroups, culprit=quoted(named[0])).split())

@@ -17,19 +17,23 @@ def network(view: View) -> list[Finding]:
 
 
 def _loss(view: View) -> Iterable[Finding]:
+    asked = {server.rpartition(":")[0] for server in view.host.servers()}
     for remote in view.host.things("tcp.retransmits"):
         again = view.worst("tcp.retransmits", remote)
-        arrived = view.beside(again, "tcp.delivered", remote)
+        arrived, openings, back = (
+            view.beside(again, f"tcp.{name}", remote) for name in ("delivered", "openings", "segments")
+        )
         value, usual = _share(again.value, arrived.value), _share(again.baseline, arrived.baseline)
-        limit = limits.LIMITS["tcp.loss"]
-        threshold = limit.threshold(usual, 0.0)
-        if again.value < limits.RETRANSMITS or value < threshold:
-            continue
+        threshold = limits.LIMITS["tcp.loss"].threshold(usual, 0.0)
         loss = Figure("tcp.loss", "%", value, threshold, usual, 0.0, -1.0, remote, again.first, again.last)
-        openings = view.beside(again, "tcp.openings", remote)
         drops = _drops(view, again)
+        if not back.value and not openings.value and remote not in asked:
+            continue  # a client that went away
         if remote.startswith(LOOPBACK) and drops.value < again.value / 2:
             continue  # no network is in between: a server that is too slow to accept
+        few = again.value < limits.RETRANSMITS and not _is_gone(view, remote)
+        if few or value < threshold:
+            continue
         summary = f"{value:.1f} % of the segments to {remote} are sent again ({again.value:.1f} a second)"
         if openings.value >= 0.5 * again.value:
             summary += ", most of them to open a connection"
@@ -37,6 +41,14 @@ def _loss(view: View) -> Iterable[Finding]:
             summary += f"; this host drops {drops.value:.1f} packets/s itself: {drops.thing}"
         others = (again, arrived, openings, drops)
         yield view.finding("network", loss, summary, "remote", remote, others=others)
+
+
+def _is_gone(view: View, remote: str) -> bool:
+    """Whether nothing at all has come back since segments are sent again, ever more seldom."""
+    again = view.host.get("tcp.retransmits", remote).amount
+    begun = int((again > 0).argmax())
+    back = view.host.get("tcp.segments", remote).amount[begun:].sum()
+    return bool(again.sum() >= limits.GONE and not back)
 
 
 def _share(again: float, arrived: float) -> float:
