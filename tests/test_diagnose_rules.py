@@ -98,6 +98,27 @@ def test_loss_is_a_share_of_the_segments_that_were_sent_not_of_the_few_acknowled
     assert judge(host(local | {("drops", "TC_EGRESS"): 20}))
 
 
+def test_a_server_that_does_not_accept_is_no_loss() -> None:
+    remote = "192.0.2.7"
+    full: Given = {
+        ("tcp.retransmits", remote): 4,
+        ("tcp.openings", remote): 3.8,
+        ("tcp.segments", remote): 16,
+    }
+    (found,) = judge(host(full))
+    assert (found.verdict, found.culprit) == ("remote_slowness", remote)
+    (found,) = judge(host(full | {("tcp.segments", remote): 0}))
+    assert found.verdict == "network", "nothing comes back"
+
+
+def test_what_this_host_s_own_queue_drops_is_lost_though_tcp_does_not_call_it_so() -> None:
+    remote = "192.0.2.7"
+    own: Given = {("tcp.dropped", remote): 50, ("tcp.delivered", remote): 600, ("tcp.segments", remote): 600}
+    (found,) = judge(host(own | {("drops", "TC_EGRESS"): 50}))
+    assert found.verdict == "network" and "TC_EGRESS" in found.summary
+    assert not judge(host(own | {("tcp.dropped", remote): 5})), "a queue's usual signal"
+
+
 def answers(times: dict[str, float]) -> Given:
     """Of 50 answers a second: their mean in ms, and the % that is slow (65 ms) and long (262 ms)."""
     given: Given = {
@@ -146,6 +167,16 @@ def test_a_server_that_stopped_answering_is_seen_though_nobody_is_left_to_ask() 
     before.asked[SERVER] = (500.0, 2.0)  # before the window
     (found,) = judge(before)
     assert "2 questions wait" in found.summary
+
+
+def test_who_never_answers_is_no_slow_server() -> None:
+    given_up: Given = {("server.answer", SERVER): (10_000, 1), ("server.slow", SERVER): (100, 1),
+                       ("server.unanswered", SERVER): 1}  # fmt: skip
+    assert not judge(host(given_up)), "a protocol of one way"
+    known = host(given_up)
+    known.asked[SERVER] = (50.0, 0.0)
+    (found,) = judge(known)
+    assert found.verdict == "remote_slowness" and "given up" in found.summary
 
 
 def test_answers_to_what_nobody_saw_asked_do_not_count_against_later_questions() -> None:

@@ -58,6 +58,7 @@ LIMITS = {
     "io_limit.used": Limit(70, ceiling=70),
     # One segment in fifty sent again: TCP's throughput halves well before.
     "tcp.loss": Limit(2, times=3),
+    "tcp.openings": Limit(0.6, times=3),  # three in a window
     # What a host's own queues throw away of datagrams nobody sends again. A burst loses a few.
     "udp.dropped": Limit(10, times=3),
     # A rise by 60 ms: more than a delayed acknowledgement (40 ms) explains. See Rules.latency.
@@ -88,6 +89,7 @@ BULK = 32e6
 IO_WAIT_ALONE = 40.0  # the same where no device is slow and nothing but the wait is seen
 REQUESTS = 1.0  # a second: fewer say nothing of a disk
 RETRANSMITS = 0.6  # a second: three in a window
+OPENINGS = 0.8  # of what is sent again: with so many, what is open has no loss
 GONE = 2  # segments sent again to who sends nothing back: fewer may be the last of a connection
 SLOW_SHARE = 50.0  # % of a server's answers that are slow: a lost segment delays a few
 WAITED_MS = 100.0  # a second, for one server's answers: less is no trouble

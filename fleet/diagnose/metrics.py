@@ -47,6 +47,12 @@ ON_THE_WAY = (
 )
 
 
+SEGMENTS = "ceil(greatest(length, 1) / 1448)"  # of a packet that the device would have cut up
+DROPPED = (  # the other side of a packet that this host dropped itself
+    "replaceOne(toString(if(reason = 'TC_INGRESS', source_address, destination_address)), '::ffff:', '')"
+)
+
+
 def _slower(bucket: int) -> str:
     """Answers in that bucket or above it, and those given up that had waited as long; in %."""
     least_us = 1 << (bucket - 2)
@@ -109,8 +115,9 @@ METRICS = {
         Metric("server.unanswered", "1/s", "tcp_response", "sum(unanswered)", "", SERVER),
         Metric("server.opened", "1/s", "tcp_response",
                "sum(toInt64(questions) - toInt64(count) - toInt64(unanswered))", "", SERVER),
-        Metric("udp.dropped", "datagrams/s", "packet_drop", "sum(weight)", "",
-               "replaceOne(toString(destination_address), '::ffff:', '')",
+        Metric("tcp.dropped", "1/s", "packet_drop", f"sum(weight * {SEGMENTS})", "", DROPPED,
+               f"protocol = 6 AND {ON_THE_WAY}"),
+        Metric("udp.dropped", "datagrams/s", "packet_drop", "sum(weight)", "", DROPPED,
                f"protocol = 17 AND {ON_THE_WAY}"),
         Metric("drops", "packets/s", "packet_drop_count", "sum(packets)", "", "reason", ON_THE_WAY),
     )

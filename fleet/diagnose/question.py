@@ -68,6 +68,8 @@ def question(finding: Finding | None, host: str, first_us: int, last_us: int) ->
         text = QUESTIONS.get(finding.verdict, HOST)
         if finding.culprit_kind == "device":
             text = DEVICE
+        elif finding.deciding.metric == "tcp.openings":
+            text = REMOTE
         elif finding.deciding.metric == "udp.dropped":
             text = DATAGRAMS
         elif named == [""] and finding.verdict in ("memory_pressure", "slow_disk"):

@@ -18,22 +18,24 @@ def network(view: View) -> list[Finding]:
 
 def _loss(view: View) -> Iterable[Finding]:
     asked = {server.rpartition(":")[0] for server in view.host.servers()}
-    for remote in view.host.things("tcp.retransmits"):
-        again = view.worst("tcp.retransmits", remote)
+    for remote in sorted({*view.host.things("tcp.retransmits"), *view.host.things("tcp.dropped")}):
+        # What this host's own queue refuses, TCP sends again without calling it so.
+        again = max((view.worst(f"tcp.{name}", remote) for name in ("retransmits", "dropped")),
+                    key=lambda each: each.value)  # fmt: skip
         arrived, openings, back = (
             view.beside(again, f"tcp.{name}", remote) for name in ("delivered", "openings", "segments")
         )
         value, usual = _share(again.value, arrived.value), _share(again.baseline, arrived.baseline)
         threshold = limits.LIMITS["tcp.loss"].threshold(usual, 0.0)
-        loss = Figure("tcp.loss", "%", value, threshold, usual, 0.0, -1.0, remote, again.first, again.last)
+        few = again.value < limits.RETRANSMITS and not _is_gone(view, again)
         drops = _drops(view, again)
+        if few or value < threshold or is_not_accepting(again, openings, back):
+            continue
         if not back.value and not openings.value and remote not in asked:
             continue  # a client that went away
         if remote.startswith(LOOPBACK) and drops.value < again.value / 2:
             continue  # no network is in between: a server that is too slow to accept
-        few = again.value < limits.RETRANSMITS and not _is_gone(view, remote)
-        if few or value < threshold:
-            continue
+        loss = Figure("tcp.loss", "%", value, threshold, usual, 0.0, -1.0, remote, again.first, again.last)
         summary = f"{value:.1f} % of the segments to {remote} are sent again ({again.value:.1f} a second)"
         if openings.value >= 0.5 * again.value:
             summary += ", most of them to open a connection"
@@ -43,12 +45,17 @@ def _loss(view: View) -> Iterable[Finding]:
         yield view.finding("network", loss, summary, "remote", remote, others=others)
 
 
-def _is_gone(view: View, remote: str) -> bool:
+def is_not_accepting(again: Figure, openings: Figure, back: Figure) -> bool:
+    """Whether only openings go unanswered while all else gets through: the server's queue of them is full."""
+    return bool(back.value and openings.value >= limits.OPENINGS * again.value)
+
+
+def _is_gone(view: View, again: Figure) -> bool:
     """Whether nothing at all has come back since segments are sent again, ever more seldom."""
-    again = view.host.get("tcp.retransmits", remote).amount
-    begun = int((again > 0).argmax())
-    back = view.host.get("tcp.segments", remote).amount[begun:].sum()
-    return bool(again.sum() >= limits.GONE and not back)
+    sent = view.host.get(again.metric, again.thing).amount
+    begun = int((sent > 0).argmax())
+    back = view.host.get("tcp.segments", again.thing).amount[begun:].sum()
+    return bool(sent.sum() >= limits.GONE and not back)
 
 
 def _share(again: float, arrived: float) -> float:

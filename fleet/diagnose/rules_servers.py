@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fleet.diagnose import limits
 from fleet.diagnose.finding import LOOPBACK, MOST, Figure, Finding
+from fleet.diagnose.rules_network import is_not_accepting
 from fleet.diagnose.view import View
 
 LONG_POLLS = tuple(f":{port}" for port in limits.LONG_POLLS)
@@ -18,22 +19,30 @@ def servers(view: View, found: list[Finding], own: frozenset[str]) -> list[Findi
     short = any(each.verdict in SHORT for each in found)
     lossy = {each.culprit for each in found if each.verdict == "network"}
     made: dict[str, Finding] = {}
-    for each in (*_silent(view), *_slow(view), *_sometimes_slow(view, lossy)):
+    for each in (*_silent(view, lossy), *_slow(view, lossy), *_sometimes_slow(view, lossy)):
         server = each.culprit
         explained = short and server.startswith(LOOPBACK)  # it suffers from the same as its clients
         if server not in own and not server.endswith(LONG_POLLS) and not explained:
             made.setdefault(server, each)
+    slow = {server.rpartition(":")[0] for server in made}
+    for each in _not_accepting(view):
+        if each.culprit not in slow and not each.culprit.startswith(LOOPBACK):
+            made[each.culprit] = each
     return list(made.values())[:MOST]
 
 
-def _slow(view: View) -> Iterable[Finding]:
-    """Most of its answers."""
+def _slow(view: View, lossy: set[str]) -> Iterable[Finding]:
+    """Most of its answers; given-up questions count where it is known to answer, and can be reached."""
     for worst in view.past("server.answer"):
         server = worst.thing
         slow, answers, given_up = (
             view.beside(worst, f"server.{name}", server) for name in ("slow", "answers", "unanswered")
         )
         waited = worst.value * (answers.value + given_up.value)
+        if not answers.value and (
+            _known(view, server) < limits.ANSWERED or server.rpartition(":")[0] in lossy
+        ):
+            continue
         if slow.value < limits.SLOW_SHARE or waited < limits.WAITED_MS:
             continue
         summary = (
@@ -64,10 +73,31 @@ def _sometimes_slow(view: View, lossy: set[str]) -> Iterable[Finding]:
         yield _of(view, worst, summary, (mean, answers))
 
 
-def _silent(view: View) -> Iterable[Finding]:
+def _not_accepting(view: View) -> Iterable[Finding]:
+    """It answers what is open, and leaves new connections waiting."""
+    for remote in view.host.things("tcp.openings"):
+        openings = view.worst("tcp.openings", remote)
+        again, back = (view.beside(openings, f"tcp.{name}", remote) for name in ("retransmits", "segments"))
+        if openings.ratio < 1 or not is_not_accepting(again, openings, back):
+            continue
+        summary = (
+            f"{remote} does not accept connections: {openings.value:.1f} openings/s are sent again, while"
+            " what is open gets through"
+        )
+        yield view.finding("remote_slowness", openings, summary, "remote", remote, others=(again, back))
+
+
+def _known(view: View, server: str) -> float:
+    """Answers that it gave in the window and shortly before."""
+    return float(view.host.asked.get(server, (0.0, 0.0))[0] + view.host.answers(server).sum())
+
+
+def _silent(view: View, lossy: set[str]) -> Iterable[Finding]:
     """It answered all the time, and all at once does no longer, though it is asked."""
     limit = limits.LIMITS["server.silence"]
     for server in view.host.servers():
+        if server.rpartition(":")[0] in lossy:
+            continue
         answers, waiting = view.host.answers(server), view.host.open_questions(server)
         first, last = silence(answers, waiting)
         usual = view.host.history("server.answer", server)
@@ -86,8 +116,7 @@ def _was_busy(view: View, server: str, before: NDArray[np.float64]) -> bool:
     lately = before[-limits.BUSY_S :]
     if len(lately) >= limits.STEADY_S:
         return bool(lately.sum() >= limits.ANSWERED and (lately[-limits.STEADY_S :] > 0).all())
-    earlier, _ = view.host.asked.get(server, (0.0, 0.0))
-    return bool(earlier + lately.sum() >= 3 * limits.ANSWERED)
+    return _known(view, server) >= 3 * limits.ANSWERED
 
 
 def silence(answers: NDArray[np.float64], waiting: NDArray[np.float64]) -> tuple[int, int]:
