@@ -30,6 +30,8 @@ def program() -> Iterator[Loaded]:
     loaded = result.loaded["decapsulate"]
     for prefix in ("10.254.0.0/16", "fd00:254::/96"):
         loaded.maps["balancers"].update(decapsulate.prefix_key(prefix), bytes(4))
+    for prefix in ("198.51.100.0/24", "2001:db8::/64"):
+        loaded.maps["vips"].update(decapsulate.prefix_key(prefix), bytes(4))
     yield loaded
     loaded.close()
 
@@ -48,6 +50,9 @@ LEFT_ALONE = [
     ("plain IPv6", INNER6),
     ("a stranger's", IP(src="10.1.1.1", dst="10.0.0.1") / INNER4),
     ("a stranger's IPv6", IPv6(src="fd01::1", nh=41) / INNER6),
+    ("for another address of the host", IP(src=B4) / IP(src="192.0.2.1", dst="10.0.0.1") / TCP()),
+    ("for loopback", IPv6(src=B6, nh=41) / IPv6(src="2001:db8:f::1", dst="::1") / TCP()),
+    ("another tunnel inside", IP(src=B4) / IP(src=B4, dst="10.0.0.1") / INNER4),
     ("another UDP port", IP(src=B4) / UDP(dport=6081) / Raw(bytes(INNER4))),
     ("GUE with something else inside", IP(src=B4) / UDP(dport=6080) / Raw(b"\0" * 40)),
     ("GUE without anything inside", IP(src=B4) / UDP(dport=6080)),
@@ -105,8 +110,14 @@ def test_on_an_interface() -> None:
     subprocess.run([*ip, "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
     try:
         decapsulate.apply(name, ["10.254.0.0/16"], place=place)
-        decapsulate.apply(name, ["10.253.0.0/16", "fd00::/8"], place=place)
-        assert set(decapsulate.counts(place)) == {"decapsulated", "not_encapsulated", "stranger", "broken"}
+        decapsulate.apply(name, ["10.253.0.0/16", "fd00::/8"], ["198.51.100.0/24"], place=place)
+        assert set(decapsulate.counts(place)) == {
+            "decapsulated",
+            "not_encapsulated",
+            "stranger",
+            "not_vip",
+            "broken",
+        }
         with pytest.raises(UsageError, match="host bits"):
             decapsulate.apply(name, ["10.254.0.1/16"], place=place)
         with pytest.raises(BpfleetError, match="no interface"):

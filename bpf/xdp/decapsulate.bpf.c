@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 // For reals: takes the balancer's outer header off (IPIP of all kinds, GUE variant 1) and lets the packet go on
 // up to the stack, which owns the VIP's address and answers the client directly.
-// Only what comes from a balancer is taken: the outer source must lie in one of the prefixes of `balancers`.
+// Only what comes from a balancer is taken: the outer source must lie in one of the prefixes of `balancers`, and
+// the address inside that it is for in one of `vips`, so that a forged outer source reaches nothing but the VIPs.
 
 #include "headers.h"
 #include "packet.h"
 
 #define GUE_PORT 6080
 
-enum decapsulate_count { DECAPSULATED, NOT_ENCAPSULATED, STRANGER, BROKEN, COUNTS };
+enum decapsulate_count { DECAPSULATED, NOT_ENCAPSULATED, STRANGER, NOT_VIP, BROKEN, COUNTS };
 
 struct balancer_prefix {
     u32 length;
@@ -16,6 +17,7 @@ struct balancer_prefix {
 };
 
 MAP_FLAGS(LPM_TRIE, balancers, struct balancer_prefix, u32, 1024, NO_PREALLOC)
+MAP_FLAGS(LPM_TRIE, vips, struct balancer_prefix, u32, 4096, NO_PREALLOC)
 MAP(PERCPU_ARRAY, decapsulate_counts, u32, u64, COUNTS)
 
 struct outer {
@@ -76,9 +78,30 @@ INLINE void parse_outer(struct outer *outer, void *data, void *end)
     }
 }
 
+// Whom the packet inside is for; false where it is cut off.
+INLINE int read_destination(struct balancer_prefix *to, void *data, void *end, struct outer *outer)
+{
+    struct ipv4 *v4 = data + ETHERNET_BYTES + (outer->bytes & 63);
+    struct ipv6 *v6 = (void *)v4;
+
+    to->length = 128;
+    if (outer->inner_ipv6) {
+        if ((void *)(v6 + 1) > end)
+            return 0;
+        copy16_words(to->address, v6->destination);
+        return 1;
+    }
+    if ((void *)(v4 + 1) > end)
+        return 0;
+    *(u32 *)(to->address + 8) = 0xffff0000;
+    *(u32 *)(to->address + 12) = v4->destination;
+    return 1;
+}
+
 XDP(decapsulate)
 {
     void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+    struct balancer_prefix to = {};
     struct outer outer = {};
     u64 addresses;
     u32 rest;
@@ -88,8 +111,10 @@ XDP(decapsulate)
         return finish(NOT_ENCAPSULATED, XDP_PASS);
     if (!bpf_map_lookup_elem(map(balancers), &outer.source))
         return finish(STRANGER, XDP_PASS);
-    if (data + ETHERNET_BYTES > end)
+    if (data + ETHERNET_BYTES > end || !read_destination(&to, data, end, &outer))
         return finish(BROKEN, XDP_DROP);
+    if (!bpf_map_lookup_elem(map(vips), &to))
+        return finish(NOT_VIP, XDP_PASS);
     addresses = *(u64 *)data;
     rest = *(u32 *)(data + 8);
     if (bpf_xdp_adjust_head(ctx, (int)outer.bytes))

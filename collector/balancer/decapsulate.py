@@ -1,6 +1,6 @@
 """The other end of the tunnel: a program on each real that takes the balancer's outer header off.
 
-    apply("eth0", ["10.254.0.0/16"])      # attached and pinned; again with other prefixes: changed in place
+    apply("eth0", ["10.254.0.0/16"], ["198.51.100.0/24"])  # again with other prefixes: changed in place
     counts()                              # {"decapsulated": 12, "not_encapsulated": 3, …}
     remove("eth0")
 
@@ -9,6 +9,7 @@ The real itself owns the VIP's address (`ip addr add 198.51.100.1/32 dev lo`) an
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from collector.balancer.layout import FOLDER, PREFIX_KEY, record
 from collector.bpf_map import Map
 from schemas.errors import BpfleetError, UsageError
 
+_ANY = record(PREFIX_KEY, length=0)
 SOURCE = FOLDER / "decapsulate.bpf.c"
-MAPS = ("balancers", "decapsulate_counts")
+MAPS = ("balancers", "vips", "decapsulate_counts")
 
 
 def prefix_key(text: str) -> bytes:
@@ -28,14 +30,22 @@ def prefix_key(text: str) -> bytes:
     try:
         network = ipaddress.ip_network(text)
     except ValueError as error:
-        raise UsageError(f"not a prefix of balancers: {error}") from None
+        raise UsageError(f"not a prefix: {error}") from None
     length = network.prefixlen + (96 if network.version == 4 else 0)
     return record(PREFIX_KEY, length=length, address=mapped(network.network_address))
 
 
-def apply(interface: str, balancers: list[str], *, mode: str = "auto", place: Path | None = None) -> None:
-    """Decapsulate on ``interface`` what comes from these prefixes, and nothing else."""
-    keys = [prefix_key(each) for each in balancers]
+def apply(
+    interface: str, balancers: list[str], vips: Sequence[str] = (), *, mode: str = "auto",
+    place: Path | None = None,
+) -> None:  # fmt: skip
+    """Decapsulate on ``interface`` what comes from these prefixes and is for ``vips``, and nothing else.
+
+    Without ``vips`` the packets inside may be for any address.
+    """
+    wanted = {"balancers": [prefix_key(each) for each in balancers], "vips": [_ANY]}
+    if vips:
+        wanted["vips"] = [prefix_key(each) for each in vips]
     place = xdp.pin_directory(str((place or _place()).relative_to(xdp.PINS)))
     source = loader.Source(
         "decapsulate", SOURCE, attach=False, pins={name: str(place / name) for name in MAPS}
@@ -45,11 +55,12 @@ def apply(interface: str, balancers: list[str], *, mode: str = "auto", place: Pa
         raise BpfleetError(f"cannot load the decapsulation: {result.failed['decapsulate']}")
     loaded = result.loaded["decapsulate"]
     try:
-        table = loaded.maps["balancers"]
-        for key in keys:
-            table.update(key, bytes(4))
-        for key in [each for each in table if each not in keys]:
-            table.delete(key)
+        for name, keys in wanted.items():
+            table = loaded.maps[name]
+            for key in keys:
+                table.update(key, bytes(4))
+            for key in [each for each in table if each not in keys]:
+                table.delete(key)
         xdp_chain.put_next(place.name, loaded.programs[0].fd, interface, mode=mode)
     finally:
         loaded.close()
