@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from collector import bpf_sys, xdp
+from collector.balancer import layout, ledger, vip_table
 from collector.balancer.layout import REASONS
 from collector.balancer.state import State
+from collector.ring import Ring
+from schemas import declare, dtype
 from schemas import lb as model
 from schemas.config import Config
 
@@ -47,6 +52,28 @@ class Bench:
 
     def packets(self) -> int:
         return int(self.state.plane.read_counters()["packets"].sum())
+
+    def clear(self) -> None:
+        """As if it were made just now: a test's fresh balancer, without compiling the program again."""
+        plane = self.state.plane
+        for number in self.state.ledger.vips.taken.values():
+            plane.forget_ring(number)
+        plane.write_vips(np.zeros(vip_table.PLACES, layout.VIP))
+        for name, table in plane.maps.items():
+            if name in ("lb_flows", "lb_prefixes", "lb_sources", "lb_quic_ids", "lb_fragments"):
+                for key in list(table):
+                    table.delete(key)
+            elif name in ("lb_backends", "lb_counters", "lb_reasons", "lb_settings", "lb_budgets"):
+                count = table.max_entries
+                table.update_many(
+                    np.arange(count, dtype=np.uint32).tobytes(), bytes(count * table.element_size), count
+                )
+        samples = Ring(plane.maps["lb_flow"], dtype.event(declare.streams()["lb_flow"]))
+        samples.read()
+        samples.close()
+        self.state.journal.file.unlink(missing_ok=True)
+        self.state.ledger = ledger.Ledger(program=self.state.ledger.program)
+        self.state.write()
 
     def reopen(self) -> None:
         """Let another process's state take over, as after a crash."""

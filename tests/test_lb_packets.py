@@ -186,6 +186,12 @@ ENDED = [
         PASS,
         "other_icmp",
     ),
+    (
+        "an error about a later fragment",
+        E / to("198.51.100.1") / ICMP(type=3) / IP(src="198.51.100.1", proto=6, frag=9) / DATA,
+        PASS,
+        "other_icmp",
+    ),
     ("an error about no VIP", E / to("198.51.100.1") / ICMP(type=3) / OTHER_ANSWER, PASS, "not_vip"),
     ("IPv4 longer than the frame", broken(E / to("198.51.100.1") / T, 2, 0xFF), DROP, "malformed"),
     ("IPv4 shorter than its header", broken(E / to("198.51.100.1") / T, 2, 0, 10), DROP, "malformed"),

@@ -17,10 +17,16 @@ from schemas.errors import BpfleetError
 REALS = tuple(f"10.0.0.{number}" for number in range(1, 6))
 
 
-@pytest.fixture
-def lb(tmp_path: Path) -> Iterator[Bench]:
-    with bench(tmp_path) as made:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with bench(tmp_path_factory.mktemp("lb")) as made:
         yield made
+
+
+@pytest.fixture
+def lb(shared: Bench) -> Bench:
+    shared.clear()
+    return shared
 
 
 def spread(lb: Bench) -> list[bytes]:

@@ -75,6 +75,8 @@ INLINE u64 parse_quoted_ip(void *data, void *end, struct packet *p)
     }
     if ((void *)(v4 + 1) > end || (v4->version_length & 15) < 5)
         return 0;
+    if (v4->fragment & BE16(IPV4_FRAGMENT_OFFSET)) // what follows are no ports
+        return 0;
     set_ipv4_source(p, v4->destination);
     set_ipv4_key(p, v4->source);
     p->protocol = v4->protocol;
