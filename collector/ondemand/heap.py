@@ -37,7 +37,8 @@ from schemas.probe_spec import Checked
 WINDOW_S, LONGEST_S, CALM_S, LEAST_REST_S = 0.02, 0.16, 0.2, 0.05
 UNSETTLED, JUDGED = 0.2, 5  # windows are lengthened when so much may still end, after so many
 SLOWDOWN = 0.06  # of the process: what the traps may take of its time
-ESTIMATING = 0.02  # of a CPU: with very many call sites, estimates come less often
+WORKED = 0.3  # of a window, by traps: with less, not much was seen in it
+ESTIMATING = 0.05  # of a CPU: with very many call sites, estimates come less often
 NEW_STACKS = 12  # windows that are set aside at most, since stacks became longer in them
 BURST_S = 0.03  # of traps, before it is called too much
 FULL = 0.75  # of the table of what is alive: past it every second address is left out
@@ -172,13 +173,17 @@ class Heap:
                 growth.see(places["address"][places["pid"] == pid])
             self.windows += 1
             self._begin_anew_when_stacks_grow()
-            if self.windows == JUDGED and self._windows.unsettled() > UNSETTLED:
+            idle = self._spent < WORKED * self.window_s
+            if idle or (self.windows == JUDGED and self._windows.unsettled() > UNSETTLED):
                 self._lengthen()
         self.windowed = True
         self._loaded.set("age_step_ns", self._step_ns)
 
     def _lengthen(self) -> None:
-        """Much of what was alive at the end was soon to go: look twice as long, half as often."""
+        """Little happened, or much of what was alive at the end was soon to go: look twice as long.
+
+        That is half as often where much happens. A process that waits for a CPU hardly notices.
+        """
         if self.window_s < LONGEST_S:
             self.window_s, self.windows, self._windows = self.window_s * 2, 0, Windows()
 

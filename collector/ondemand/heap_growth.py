@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from schemas.errors import BpfleetError
 
 SHARE = 0.01  # of a CPU, for reading
+ARENA = 64 << 20  # glibc aligns the parts of threads' arenas to so much
 CELL_BITS, CELLS = 16, 65_536  # one address in so many bytes is remembered, so many at most
 _MAPPING = re.compile(
     rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+ *(\S*).*$(?:\n(?![0-9a-f]+-).*)*?"
@@ -32,7 +33,7 @@ class Mapping:
     start: int
     end: int
     bytes: int
-    is_heap: bool  # the one that brk(2) makes
+    is_heap: bool  # by its place: the one that brk(2) makes, or of a thread's arena
 
 
 def mappings(pid: int) -> list[Mapping]:
@@ -42,12 +43,28 @@ def mappings(pid: int) -> list[Mapping]:
     except OSError:
         text = b""
     found = [
-        Mapping(int(start, 16), int(end, 16), (int(own) + int(swapped)) << 10, name == b"[heap]")
+        Mapping(int(start, 16), int(end, 16), (int(own) + int(swapped)) << 10, _is_heap(int(start, 16), name))
         for start, end, name, own, swapped in _MAPPING.findall(text)
     ]
     if not found:
         raise BpfleetError(f"there is no process {pid}")
     return found
+
+
+def _is_heap(start: int, name: bytes) -> bool:
+    return name == b"[heap]" or (not name and start % ARENA == 0)
+
+
+def anonymous(pid: int) -> int:
+    """All anonymous memory of a process, swapped or not. Raises :class:`BpfleetError` when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "VmSwap:"))]
+    if not found:
+        raise BpfleetError(f"there is no process {pid}")
+    return sum(found) << 10
 
 
 @dataclass
@@ -57,6 +74,7 @@ class Growth:
     pid: int
     first: list[Mapping] = field(init=False)
     bytes: int = 0
+    at: int = 0  # all anonymous memory when mappings were read
     due: float = 0.0
     cells: dict[int, int] = field(default_factory=dict)  # where malloc was seen to give: cell → an address
 
@@ -70,12 +88,15 @@ class Growth:
             self.cells.update(zip(cells.tolist(), addresses[at].tolist(), strict=True))
 
     def read(self) -> int:
-        """Bytes; as they were a while ago, where reading is dear."""
+        """Bytes. Where mappings are dear to read, what came since is taken from the process's total."""
+        total = anonymous(self.pid)
         if time.monotonic() >= self.due:
             begun = time.thread_time()
-            self.bytes = self._grown(mappings(self.pid))
+            self.bytes, self.at = self._grown(mappings(self.pid)), total
             self.due = time.monotonic() + (time.thread_time() - begun) / SHARE
-        return self.bytes
+        whole = self.at - sum(each.bytes for each in self.first)
+        share = min(max(self.bytes / whole, 0.0), 1.0) if whole > 0 else 1.0
+        return self.bytes + int((total - self.at) * share)
 
     def _grown(self, now: list[Mapping]) -> int:
         starts = [each.start for each in now]
