@@ -342,9 +342,12 @@ def test_fragments_follow_their_first(lb: Bench, address: str) -> None:
     assert lb.reasons()["fragment"] == before + 1
 
 
-def quic(first: int, *id_: int, long: bool = False) -> Any:
+V2 = bytes.fromhex("6b3343cf")  # RFC 9369
+
+
+def quic(first: int, *id_: int, long: bool = False, version: bytes = b"\0\0\0\1") -> Any:
     id_bytes = bytes(id_).ljust(20, b"\x55")
-    head = bytes([first]) + (b"\0\0\0\1" + bytes([len(id_bytes)]) if long else b"")
+    head = bytes([first]) + (version + bytes([len(id_bytes)]) if long else b"")
     return E / to("198.51.100.5") / UDP(sport=6, dport=443) / Raw(head + id_bytes + bytes(DATA))
 
 
@@ -358,6 +361,9 @@ def quic(first: int, *id_: int, long: bool = False) -> Any:
         ("unroutable rotation", quic(0x40, 0xE0, 0xBE, 0xEF), None, None),
         ("initial: the client's id", quic(0xC0, 0x00, 0xBE, 0xEF, long=True), None, None),
         ("0-RTT", quic(0xD0, 0x00, 0xBE, 0xEF, long=True), None, None),
+        ("version 2, initial", quic(0xD0, 0x00, 0xBE, 0xEF, long=True, version=V2), None, None),
+        ("version 2, 0-RTT", quic(0xE0, 0x00, 0xBE, 0xEF, long=True, version=V2), None, None),
+        ("version 2, handshake", quic(0xF0, 0x00, 0xCA, 0xFE, long=True, version=V2), "10.0.0.21", "quic_id"),
         ("no room for an id", E / to("198.51.100.5") / UDP(dport=443) / Raw(b"\x40ab"), None, None),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@
 
 #define QUIC_LONG_HEADER 0x80
 #define QUIC_LONG_TYPE 0x30 // Initial 0x00, 0-RTT 0x10: ids chosen by the client
+#define QUIC_VERSION_2 0x6b3343cf // its types are one higher (RFC 9369)
 #define QUIC_HANDSHAKE 0x20
 #define QUIC_UNROUTABLE 7
 #define QUIC_LONG_ID_OFFSET 6 // flags, version, length of the id
@@ -15,18 +16,18 @@
 // Where the destination connection id starts, counted from the UDP header; 0: it is not ours to read.
 INLINE u64 quic_id_offset(u8 *udp, void *end)
 {
-    u8 first;
+    u64 first;
 
     if ((void *)udp + UDP_BYTES + 1 > end)
         return 0;
     first = udp[UDP_BYTES];
     if (!(first & QUIC_LONG_HEADER))
         return UDP_BYTES + 1;
-    if ((first & QUIC_LONG_TYPE) < QUIC_HANDSHAKE)
-        return 0;
     if ((void *)udp + UDP_BYTES + QUIC_LONG_ID_OFFSET > end || udp[UDP_BYTES + 5] < QUIC_MIN_LONG_ID)
         return 0;
-    return UDP_BYTES + QUIC_LONG_ID_OFFSET;
+    if (*(u32 *)(udp + UDP_BYTES + 1) == BE32(QUIC_VERSION_2))
+        first -= 0x10;
+    return (first & QUIC_LONG_TYPE) < QUIC_HANDSHAKE ? 0 : UDP_BYTES + QUIC_LONG_ID_OFFSET;
 }
 
 INLINE int find_by_quic_id(struct xdp_md *ctx, struct packet *p, struct lb_vip *vip, struct choice *to)
