@@ -1,5 +1,6 @@
 """Whose memory stays: sizes that balance, callers behind libraries without frame pointers, other memory."""
 
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from ondemand import Alone, alone
 
 from collector.ondemand import heap_balance
 from collector.ondemand.heap_growth import Growth
+from collector.ondemand.heap_pace import Pace
 from schemas.errors import BpfleetError
 
 # A cache whose entries outlive a window, and a leak; both through operator new, which keeps no frame pointer.
@@ -163,3 +165,23 @@ def test_growth_of_a_process_that_is_gone() -> None:
     )
     with pytest.raises(BpfleetError, match="there is no process"):
         Growth(int(child.stdout))
+
+
+def test_a_process_that_waits_for_a_cpu_is_given_less() -> None:
+    """Three that spin on one CPU: each runs a third of the time it could."""
+    cpu = min(os.sched_getaffinity(0))
+    spinning = [
+        subprocess.Popen(["taskset", "-c", str(cpu), "sh", "-c", "while :; do :; done"]) for _ in range(3)
+    ]
+    try:
+        pace = Pace([spinning[0].pid])
+        shares = []
+        for _ in range(6):
+            time.sleep(0.3)
+            shares.append(pace.share())
+        assert shares[-1] < 0.6, shares
+    finally:
+        for each in spinning:
+            each.kill()
+            each.wait()
+    assert Pace([1 << 22]).share() == 1

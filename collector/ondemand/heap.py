@@ -28,6 +28,7 @@ from collector.ondemand.columns import Columns
 from collector.ondemand.heap_estimate import AGE, ALLOCATION, GONE, PLACE, STEPS, SUM, Estimate, Windows
 from collector.ondemand.heap_growth import Growth
 from collector.ondemand.heap_library import FREE
+from collector.ondemand.heap_pace import Pace
 from collector.ondemand.naming import Naming, StackNames
 from collector.ondemand.running import Cost
 from schemas.columns import Column
@@ -61,6 +62,7 @@ class Heap:
         self._has_headers = all(heap_library.is_glibc(file) for file, _ in self._places)
         loaded.set("headers", int(self._has_headers))
         self._processes = {pid: Growth(pid) for pid in pids}
+        self._pace = Pace(pids)
         self._fds: list[int] = []
         self._gate, self._closed = threading.Lock(), False
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="heap")
@@ -206,7 +208,8 @@ class Heap:
     def _allowed(self) -> float:
         """What the traps may take of the processes' time."""
         cpus = os.cpu_count() or 1
-        return min(SLOWDOWN, self._share * cpus / max(len(self._processes), 1))
+        share = self._share * cpus / max(len(self._processes), 1)
+        return min(SLOWDOWN * self._pace.share(), share)
 
     def _look(self, seconds: float) -> None:
         """Wait, and note what the traps took meanwhile; seldom where they take little."""
