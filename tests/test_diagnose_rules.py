@@ -61,6 +61,17 @@ def test_a_queue_of_ones_own_bulk_is_no_slow_disk(
     assert [each.verdict for each in judge(host(disk(mb_s, await_ms, read_ms)))] == ["slow_disk"] * said
 
 
+def test_a_device_that_manages_one_request_in_two_seconds_is_slow() -> None:
+    few: Given = {
+        ("block.await", "sda"): (1_000, 0.5), ("block.requests", "sda"): 0.5, ("block.bytes", "sda"): 5e5,
+        ("pressure.io_some", ""): 50,
+    }  # fmt: skip
+    assert [each.culprit for each in judge(host(few))] == ["sda"]
+    few["block.requests", "sda"] = [1.0] + [0.0] * (SECONDS - 1)
+    few["block.await", "sda"] = (0, 0)
+    assert not judge(host(few | {("pressure.io_some", ""): 20}))
+
+
 def test_waits_that_no_device_explains_are_told_of() -> None:
     held: Given = {
         ("pressure.io_some", ""): 95,

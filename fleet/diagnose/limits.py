@@ -87,7 +87,7 @@ FULL = 85.0  # % of a limit in use: a cgroup with room to spare reads again for 
 # bulk, and waits for his own queue: of those, only small reads tell of others who wait.
 BULK = 32e6
 IO_WAIT_ALONE = 40.0  # the same where no device is slow and nothing but the wait is seen
-REQUESTS = 1.0  # a second: fewer say nothing of a disk
+REQUESTS = 0.4  # a second, two in a window: a single one says nothing of a disk
 RETRANSMITS = 0.6  # a second: three in a window
 OPENINGS = 0.8  # of what is sent again: with so many, what is open has no loss
 GONE = 2  # segments sent again to who sends nothing back: fewer may be the last of a connection
