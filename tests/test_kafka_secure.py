@@ -1,15 +1,20 @@
 """A broker that wants TLS and a password: let in with the right ones, told in one line with wrong ones."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from asking import send
+from conftest import StoreProcess
+from sinking import eventually
 
 from bench.common import free_port
 from sinks.kafka_server import KafkaServer
@@ -87,12 +92,27 @@ def bpfleet(config: Path, *words: str, seconds: float = 30) -> "subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def test_with_the_right_password_a_collector_ships_and_people_read(
-    broker: SecureKafka, tmp_path: Path
+@contextmanager
+def sink(config: Path, store: StoreProcess) -> Iterator[None]:
+    """From the secure broker into a database of its own."""
+    own = {"CLICKHOUSE": store.url, "CLICKHOUSE_DATABASE": "secure", "SINK_METRICS_PORT": str(free_port())}
+    environment = os.environ | {f"BPFLEET_{name}": value for name, value in own.items()}
+    command = [sys.executable, "-m", "fleet", "sink", "--config", str(config)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        send(store, "DROP DATABASE secure")
+
+
+def test_with_the_right_password_a_collector_ships_a_sink_inserts_and_people_read(
+    broker: SecureKafka, store: StoreProcess, tmp_path: Path
 ) -> None:
     config = settings(tmp_path, broker, "right")
     command = [sys.executable, "-m", "fleet", "collect", "--config", str(config)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as collector:
+    with sink(config, store), subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as collector:
         try:
             deadline = time.monotonic() + 40
             rows: list[Any] = []
@@ -101,6 +121,8 @@ def test_with_the_right_password_a_collector_ships_and_people_read(
                 shown = bpfleet(config, "cat", "host", "-n", "1")
                 rows = [json.loads(line) for line in shown.stdout.splitlines()]
             assert [row["host"] for row in rows] == ["tls-host"]
+            landed = "SELECT DISTINCT host FROM secure.host"
+            assert eventually(lambda: send(store, landed)[2] == b"tls-host\n", 60)
         finally:
             collector.terminate()
         assert collector.stderr is not None
