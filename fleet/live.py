@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 import urllib.request
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,71 +144,52 @@ class Snapshot:
     seconds: float = 0.0  # that the answer took
 
 
-def look(client: Any, database: str, at: float) -> Snapshot:
-    """Ask the store for one refresh; ``at`` (seconds) chooses the question."""
-    tables = {
-        name: int(rows or 0)
-        for name, rows in client.query(
-            "SELECT name, total_rows FROM system.tables WHERE database = {database:String}",
-            parameters={"database": database},
-        ).result_rows
-    }
-    known = [name for name in declare.streams() if name in tables]
-    seen = Snapshot([_stream_line(client, database, name, tables[name]) for name in known])
-    if "collector_health" in tables:
-        seen.lost = int(
-            client.command(f"SELECT sum(lost + shed) FROM {quote(database)}.collector_health") or 0
-        )
-    open_questions = [each for each in QUESTIONS if tables.get(each.needs)]
-    if open_questions:
-        seen.question = open_questions[int(at / QUESTION_S) % len(open_questions)]
-        begun = time.monotonic()
-        seen.answer = client.query(seen.question.sql)
-        seen.seconds = time.monotonic() - begun
-    return seen
+@dataclass
+class Watch:
+    """Looks at the store once a refresh, as cheaply as it can be: that is CPU of the host it watches."""
 
+    client: Any
+    database: str
+    _counts: deque[tuple[float, dict[str, int]]] = field(default_factory=lambda: deque(maxlen=WINDOW_S + 1))
+    _newest: dict[str, float] = field(default_factory=dict)  # stream → time of its newest row, s
 
-def _stream_line(client: Any, database: str, name: str, rows: int) -> StreamLine:
-    recent, newest = client.query(
-        f"SELECT countIf(ts > now64(6) - {WINDOW_S}), toUnixTimestamp64Micro(max(ts)) "
-        f"FROM {quote(database)}.{quote(name)} WHERE ts > now() - 3600"
-    ).first_row
-    age = time.time() - newest / 1e6 if newest else None
-    return StreamLine(name, recent / WINDOW_S, rows, age)
+    def look(self, at: float) -> Snapshot:
+        """Ask for one refresh; ``at`` (seconds) chooses the question."""
+        tables = {
+            name: int(rows or 0)
+            for name, rows in self.client.query(
+                "SELECT name, total_rows FROM system.tables WHERE database = {database:String}",
+                parameters={"database": self.database},
+            ).result_rows
+        }
+        self._note(at, tables)
+        seen = Snapshot([self._line(name, tables[name]) for name in declare.streams() if name in tables])
+        if "collector_health" in tables:
+            table = f"{quote(self.database)}.collector_health"
+            seen.lost = int(self.client.command(f"SELECT sum(lost + shed) FROM {table}") or 0)
+        open_questions = [each for each in QUESTIONS if tables.get(each.needs)]
+        if open_questions:
+            seen.question = open_questions[int(at / QUESTION_S) % len(open_questions)]
+            begun = time.monotonic()
+            seen.answer = self.client.query(seen.question.sql)
+            seen.seconds = time.monotonic() - begun
+        return seen
 
+    def _note(self, at: float, tables: dict[str, int]) -> None:
+        """Rows of now; the newest row of each stream that has other rows than at the last look."""
+        before = self._counts[-1][1] if self._counts else {}
+        self._counts.append((at, tables))
+        moved = [name for name in declare.streams() if tables.get(name, 0) not in (0, before.get(name, 0))]
+        if moved:
+            asked = " UNION ALL ".join(
+                f"SELECT '{name}', toUnixTimestamp64Micro(max(ts)) FROM {quote(self.database)}.{quote(name)}"
+                for name in moved
+            )
+            rows = self.client.query(asked).result_rows
+            self._newest |= {name: micros / 1e6 for name, micros in rows if micros}
 
-def draw(seen: Snapshot, costs: dict[str, tuple[float, float]], footer: str) -> Any:
-    """The view as a rich renderable; ``costs``: part → (share of a core, resident MB)."""
-    from rich.console import Group
-    from rich.text import Text
-
-    from fleet.sql import table
-
-    streams = [
-        (each.name, f"{each.per_second:,.1f}", f"{each.rows:,}", _age(each.age_s))
-        for each in seen.streams
-        if each.rows
-    ]
-    parts = [(name, f"{share:.1%}", f"{memory:.0f} MB") for name, (share, memory) in costs.items()]
-    lost = Text(f"lost or shed since the beginning: {seen.lost}", style="bold red" if seen.lost else "green")
-    blocks: list[Any] = [table(("stream", "rows/s", "rows", "newest row"), streams), lost]
-    if seen.delay is not None:
-        blocks.append(Text(f"event to row: half within {seen.delay[0]:g} s, 99 % within {seen.delay[1]:g} s"))
-    blocks.append(table(("part", "CPU of a core", "memory"), parts))
-    if seen.question is not None and seen.answer is not None:
-        blocks.append(Text(f"{seen.question.text}  ({seen.seconds * 1000:.0f} ms)", style="bold"))
-        blocks.append(Text(seen.question.sql, style="dim"))
-        blocks.append(table(seen.answer.column_names, seen.answer.result_rows))
-    return Group(*blocks, Text(footer, style="dim"))
-
-
-def plain(seen: Snapshot, costs: dict[str, tuple[float, float]]) -> str:
-    """The same in one line, for logs."""
-    rates = " ".join(f"{each.name}={each.per_second:.1f}/s" for each in seen.streams if each.rows)
-    delay = f" delay_p99={seen.delay[1]:g}s" if seen.delay else ""
-    used = " ".join(f"{name}={share:.1%},{memory:.0f}MB" for name, (share, memory) in costs.items())
-    return f"{rates}{delay} lost={seen.lost} {used}"
-
-
-def _age(seconds: float | None) -> str:
-    return "—" if seconds is None else f"{seconds:.1f} s ago"
+    def _line(self, name: str, rows: int) -> StreamLine:
+        (first, then), (last, _) = self._counts[0], self._counts[-1]
+        rate = max(0, rows - then.get(name, 0)) / (last - first) if last > first else 0.0
+        age = time.time() - self._newest[name] if name in self._newest else None
+        return StreamLine(name, rate, rows, age)

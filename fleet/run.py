@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fleet import live, supervise
+from fleet import live, live_view, supervise
 from schemas.clickhouse import connect, explain
 from schemas.config import Config
 
@@ -45,7 +45,7 @@ def _say(text: str) -> None:
 
 
 def _watch(config: Config, parts: list[supervise.Part], until: float | None) -> None:
-    client = connect(config.clickhouse)
+    watch = live.Watch(connect(config.clickhouse), config.clickhouse.database)
     processes = {part.name: live.Process(part.process.pid) for part in parts if part.process}
     delays, delay = live.Delays(config.sink.metrics_port), None
     footer = f'SQL: bpfleet sql "SELECT …" · {config.clickhouse.url} · Ctrl-C stops'
@@ -55,18 +55,18 @@ def _watch(config: Config, parts: list[supervise.Part], until: float | None) -> 
         for part in parts:
             part.check()
         costs = {name: process.look() for name, process in processes.items()}
-        seen = _look(client, config)
+        seen = _look(watch, config)
         seen.delay = delay = delays.look() or delay
         view.send((seen, costs))
         time.sleep(1.0)
     view.close()
 
 
-def _look(client: Any, config: Config) -> live.Snapshot:
+def _look(watch: live.Watch, config: Config) -> live.Snapshot:
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
     try:
-        return live.look(client, config.clickhouse.database, time.monotonic())
+        return watch.look(time.monotonic())
     except (ClickHouseError, OSError) as error:
         raise explain(error, config.clickhouse) from None
 
@@ -78,7 +78,7 @@ def _terminal(footer: str) -> Any:
     with Live(screen=False, auto_refresh=False) as screen:
         while True:
             seen, costs = yield
-            screen.update(live.draw(seen, costs, footer), refresh=True)
+            screen.update(live_view.draw(seen, costs, footer, screen.console), refresh=True)
 
 
 def _lines() -> Any:
@@ -88,5 +88,5 @@ def _lines() -> Any:
         seen, costs = yield
         if time.monotonic() - last >= PLAIN_EVERY_S:
             last = time.monotonic()
-            click.echo(live.plain(seen, costs))
+            click.echo(live_view.plain(seen, costs))
             sys.stdout.flush()
