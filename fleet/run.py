@@ -1,5 +1,6 @@
 """``bpfleet run``: the whole of bpfleet on this machine, with a live view."""
 
+import contextlib
 import signal
 import sys
 import time
@@ -10,8 +11,10 @@ import click
 from fleet import live, live_view, supervise
 from schemas.clickhouse import connect, explain
 from schemas.config import Config
+from schemas.errors import Unreachable
 
 PLAIN_EVERY_S = 5.0
+PATIENCE_S = 60.0  # a store that does not answer while it runs is no reason to stop everything
 EXAMPLES = """\b
 Examples:
   bpfleet run                      until Ctrl-C
@@ -27,7 +30,8 @@ def run(config: Config, seconds: float | None) -> None:
 
     Data stays in the state directory; a second run goes on with it. Ctrl-C stops everything in order.
     """
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the latter: its terminal was closed
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     parts = supervise.parts_of(config)
     try:
         supervise.start(parts, _say)
@@ -35,13 +39,15 @@ def run(config: Config, seconds: float | None) -> None:
     except KeyboardInterrupt:
         _say("stopping")
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C does not cut the flush short
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C does not cut the flush short
         supervise.stop(parts, _say)
     _say(f"stopped; the data is in {config.state_dir}")
 
 
 def _say(text: str) -> None:
-    click.echo(f"▸ {text}")
+    with contextlib.suppress(OSError):  # nobody reads any more: what runs is stopped in order all the same
+        click.echo(f"▸ {text}")
 
 
 def _watch(config: Config, parts: list[supervise.Part], until: float | None) -> None:
@@ -51,11 +57,19 @@ def _watch(config: Config, parts: list[supervise.Part], until: float | None) -> 
     footer = f'SQL: bpfleet sql "SELECT …" · {config.clickhouse.url} · Ctrl-C stops'
     view = _terminal(footer) if sys.stdout.isatty() else _lines()
     next(view)
+    answered = time.monotonic()
     while until is None or time.monotonic() < until:
         for part in parts:
             part.check()
         costs = {name: process.look() for name, process in processes.items()}
-        seen = _look(watch, config)
+        try:
+            seen = _look(watch, config)
+        except Unreachable:
+            if time.monotonic() - answered > PATIENCE_S:
+                raise
+            time.sleep(1.0)
+            continue
+        answered = time.monotonic()
         seen.delay = delay = delays.look() or delay
         view.send((seen, costs))
         time.sleep(1.0)

@@ -19,6 +19,7 @@ from schemas.errors import BpfleetError, UsageError
 PR_SET_PDEATHSIG = 1
 STOP_SECONDS = {"kafka": 20.0}  # the others: 10
 ENDING_SECONDS = 5.0
+READY_SECONDS = 180.0  # a part that ends is noticed at once; one that is only slow has a busy machine
 
 
 def _die_with_parent() -> None:
@@ -152,7 +153,7 @@ def start(parts: list[Part], say: Callable[[str], None]) -> None:
         begun = time.monotonic()
         say(f"{part.name}: starting")
         part.start()
-        part.wait_ready(60)
+        part.wait_ready(READY_SECONDS)
         say(f"{part.name}: up at {part.address[0]}:{part.address[1]} after {time.monotonic() - begun:.1f} s")
 
 

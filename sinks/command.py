@@ -21,7 +21,7 @@ def kafka(config: Config) -> None:
 
     server = KafkaServer(config.state_dir, port_of(config.kafka.servers), kafka_install.libs_dir())
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     click.echo(f"kafka: starting in {server.directory}")
     try:

@@ -15,11 +15,12 @@ from sinks.report import Report
 from sinks.sink import Sink
 
 STOP_SECONDS = 8.0
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 log = logging.getLogger("bpfleet.sink")
 
 
 def run(config: Config) -> None:
-    """Run a sink until SIGTERM or SIGINT. Raises :class:`BpfleetError`."""
+    """Run a sink until SIGTERM, SIGINT or SIGHUP. Raises :class:`BpfleetError`."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     heap.keep()
     logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
@@ -40,7 +41,7 @@ def run(config: Config) -> None:
 
 
 def _stop_on_signals(stop: threading.Event) -> None:
-    """Set ``stop`` on SIGTERM and SIGINT; end the process if that has not helped in STOP_SECONDS.
+    """Set ``stop`` on each of :data:`STOPS`; end the process if that has not helped in STOP_SECONDS.
 
     The main thread may wait for a broker that hangs, where no Python signal handler runs; the interpreter
     writes to the wake-up descriptor all the same. Ending early is safe: it is what SIGKILL does.
@@ -48,11 +49,11 @@ def _stop_on_signals(stop: threading.Event) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, lambda *_: stop.set())
 
     def watch() -> None:
-        while not {signal.SIGTERM, signal.SIGINT}.intersection(os.read(reader, 64)):
+        while not set(STOPS).intersection(os.read(reader, 64)):
             pass
         stop.set()
         time.sleep(STOP_SECONDS)

@@ -30,7 +30,7 @@ class KafkaServer:
     """One broker whose data lives in ``state_dir/kafka``; the constructor touches nothing.
 
     start() returns when the process runs, wait_ready() when it answers. The broker ends with the thread
-    that called start() (SIGTERM on the parent's death), so call it from a thread that stays.
+    that called start() (SIGKILL on the parent's death), so call it from a thread that stays.
     """
 
     def __init__(self, state_dir: str | Path, port: int = 9092, libs: Path | None = None) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -191,7 +192,8 @@ def test_servers_elsewhere_are_not_ours_to_start() -> None:
             port_of(elsewhere)
 
 
-def test_the_command_runs_it_until_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_runs_it_until_told_to_stop(tmp_path: Path, stop: signal.Signals) -> None:
     port = free_port()
     environment = os.environ | {
         "BPFLEET_STATE_DIR": str(tmp_path),
@@ -201,7 +203,7 @@ def test_the_command_runs_it_until_sigterm(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout
     said = [process.stdout.readline(), process.stdout.readline()]
-    process.terminate()
+    process.send_signal(stop)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert said == [f"kafka: starting in {tmp_path / 'kafka'}\n", f"kafka: ready on 127.0.0.1:{port}\n"]

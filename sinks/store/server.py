@@ -20,7 +20,7 @@ from sinks.store.queries import Queries
 
 
 def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
-    """Serve until SIGTERM or SIGINT; what runs then is finished first. Raises :class:`BpfleetError`."""
+    """Serve until a signal to stop; what runs then is finished first. Raises :class:`BpfleetError`."""
     heap.keep()
     store = config.store
     password = settings.secret(store.password_file)
@@ -50,7 +50,7 @@ def serve(config: settings.Config, say: Callable[[str], None] = print) -> None:
         server_header=False,
     )
     server = _Server(options, queries)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, server.handle_exit)  # in place of the engine's, until uvicorn serves
     server.run(sockets=[listening])
     say("store: stopped")
