@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -114,6 +115,7 @@ while True:
             real["weight"] = random.randrange(1, 200)
     with State.open(config.load(sys.argv[2]), xdp.PINS / sys.argv[3]) as state:
         state.apply(model.parse(tree))
+    print("once", flush=True)
 """
 
 
@@ -123,9 +125,12 @@ def test_the_controlling_process_may_be_killed_at_any_moment(balanced: Balanced,
     assert peer.ask("ping") == {"answered": 600}
     words = [str(balanced.folder / "lb.yaml"), str(balanced.config), balanced.instance]
     for _ in range(6):
-        controller = balanced.net.start("balancer", sys.executable, "-c", APPLY_FOREVER, *words)
+        controller = balanced.net.start(
+            "balancer", sys.executable, "-c", APPLY_FOREVER, *words, stdout=subprocess.PIPE
+        )
         peer.say("surge", 60, *hosts)
-        time.sleep(0.7 + random.random() * 0.7)
+        assert controller.stdout.readline() == b"once\n"
+        time.sleep(random.random() * 0.7)
         controller.kill()
         controller.wait()
         assert peer.hear() == {"ok": 60, "failed": 0}
