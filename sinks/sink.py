@@ -36,6 +36,9 @@ WORKERS = 2  # inserts at once
 HANDOVER_SECONDS = 3.0  # how long a partition that is taken away waits for its batch
 BUSY_SECONDS, QUIET_SECONDS = 0.005, 0.1  # how long to wait for a message with and without work under way
 LAG_SECONDS = 2.0
+# How long to ask where partitions begin: a busy broker takes its time to lead hundreds of new ones. Meanwhile
+# librdkafka keeps us in the group.
+BEGIN_SECONDS = 60.0
 AT_ONCE = 500  # messages taken from librdkafka in one go
 MIN_QUOTA = 1 << 20
 NAMED = 3  # topics that a line of the log names
@@ -225,7 +228,8 @@ class Sink:
 
     def _beginnings(self, consumer: Any, places: list[TopicPartition]) -> list[broker.Beginning]:
         """Without them nothing may be consumed: insist for a while, then end (and be started again)."""
-        deadline = time.monotonic() + self._config.sink.session_timeout_ms / 1000
+        deadline = time.monotonic() + BEGIN_SECONDS
+        told = ""
         while True:
             try:
                 return broker.beginnings(consumer, self._admin, places)
@@ -237,7 +241,9 @@ class Sink:
                     raise Unreachable(
                         f"Kafka does not say where to begin: {error.args[0].str()}; is it up?"
                     ) from None
-                log.warning("commits cannot be read, will try again: %s", error.args[0].str())
+                if told != error.args[0].str():
+                    told = error.args[0].str()
+                    log.warning("commits cannot be read, will try again: %s", told)
                 time.sleep(0.2)
 
     def _revoked(self, consumer: Any, places: list[TopicPartition]) -> None:
