@@ -5,8 +5,8 @@
     table.reclaim(idle_reads=600)         # forget keys that did not change for so many reads
 
 The map is a per-CPU hash of counters that only grow, perhaps with an array in front of it (collector.near);
-values are summed over CPUs. A read is a few system calls and numpy throughout: no Python statement per key. A
-key that :meth:`Aggregate.reclaim` removes starts again at zero when it comes back; what it gained between the
+values are summed over CPUs. A read is a few system calls and numpy throughout: no Python statement per key; as
+long as the map has the same keys, only those that changed are looked at. A key that :meth:`Aggregate.reclaim` removes starts again at zero when it comes back; what it gained between the
 last read and its removal is part of the next read.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collector.bpf_map import Map, possible_cpus
-from collector.near import Gains, Near
+from collector.near import Gains, Near, changed_rows
 from schemas import dtype
 from schemas.declare import Stream
 
@@ -33,6 +33,8 @@ class Aggregate:
         self._keys = np.empty(0, self._opaque)  # of the previous read, sorted
         self._values = np.empty(0, self.value)
         self._idle = np.empty(0, np.int64)  # reads since each key last changed
+        self._raw: tuple[bytearray, NDArray[np.void]] | None = None  # keys and values as the kernel gave them
+        self._places = np.empty(0, np.intp)  # of each raw key among the sorted ones
         self._late: list[Gains] = []  # of keys that were reclaimed
 
     def read(self) -> Gains:
@@ -55,9 +57,32 @@ class Aggregate:
 
     def _hash(self) -> Gains:
         """What each key of the hash gained since the previous read."""
-        keys, values = self._snapshot()
-        if not len(keys) and not len(self._keys):
-            return keys, values
+        raw_keys, raw_values, count = self.table.read()
+        each = np.frombuffer(raw_values, np.dtype((self._strided, possible_cpus())), count)
+        values = np.frombuffer(raw_values, np.dtype((np.void, self.table.element_size)), count)
+        before, self._raw = self._raw, (raw_keys, values)
+        if before is not None and before[0] == raw_keys:
+            return self._same_keys(each, changed_rows(values, before[1]) if count else self._places)
+        return self._other_keys(np.frombuffer(raw_keys, self._opaque, count), each)
+
+    def _same_keys(self, each: "NDArray[np.void]", rows: "NDArray[np.intp]") -> Gains:
+        """Gains of the rows that changed, of a map that has the keys it had."""
+        self._idle += 1
+        places = self._places[rows]
+        values = self._sum(each[rows])
+        grown = values.copy()
+        for name in self.value.names or ():
+            grown[name] -= self._values[name][places]
+        self._values[places] = values
+        self._idle[places] = 0
+        return self._keys[places], grown
+
+    def _other_keys(self, raw: "NDArray[np.void]", each: "NDArray[np.void]") -> Gains:
+        """Gains by comparing what the previous read had of each key."""
+        keys, first, self._places = np.unique(raw, return_index=True, return_inverse=True)
+        if len(keys) < len(raw):  # one twice, as the map changed while it was read
+            self._raw = None
+        values = self._sum(each[first])
         before = np.searchsorted(self._keys, keys)
         there = before < len(self._keys)
         there[there] = self._keys[before[there]] == keys[there]
@@ -70,17 +95,6 @@ class Aggregate:
         idle[changed] = 0
         self._keys, self._values, self._idle = keys, values, idle
         return keys[changed], grown[changed]
-
-    def _snapshot(self) -> Gains:
-        """All keys, sorted and each once, with their sums over the CPUs."""
-        raw_keys, raw_values, count = self.table.read()
-        if not count:
-            return np.empty(0, self._opaque), np.empty(0, self.value)
-        keys, first = np.unique(np.frombuffer(raw_keys, self._opaque, count), return_index=True)
-        each = np.frombuffer(raw_values, self._strided, count * possible_cpus()).reshape(
-            count, possible_cpus()
-        )[first]
-        return keys, self._sum(each)
 
     def _sum(self, each: "NDArray[np.void]") -> "NDArray[np.void]":
         """Sums over the second axis, the CPUs."""
@@ -95,6 +109,8 @@ class Aggregate:
         A program that held the value at that very moment may add to what is gone already.
         """
         chosen = self._idle >= idle_reads
+        if chosen.any():
+            self._raw = None
         for at in np.flatnonzero(chosen):
             self._remove(int(at))
         self._keys, self._values, self._idle = self._keys[~chosen], self._values[~chosen], self._idle[~chosen]

@@ -24,7 +24,7 @@ from collector.bpf_sys import Attr, BpfError, Command, pack, system_call
 
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC: tries demand it, hashes become lazy
 NO_EXIST, EXIST = 1, 2  # update flags
-BATCH_BYTES = 1 << 20  # buffers of one batch call; a big map is read in several
+BATCH_BYTES = 1 << 16  # buffers of one batch call: most maps are nearly empty, a big one is read in several
 
 
 class MapType(IntEnum):
@@ -164,13 +164,12 @@ class Map:
         step = min(most, self.max_entries, max(64, BATCH_BYTES // (self.key_size + self.element_size)))
         keys, values, total = bytearray(), bytearray(), 0
         place = ctypes.create_string_buffer(max(self.key_size, 8))
-        start = 0
+        start, k, v = 0, *self._buffers(step)
         while True:
-            k = ctypes.create_string_buffer(step * self.key_size)
-            v = ctypes.create_string_buffer(step * self.element_size)
             count, ended = self._batch(command, (start, ctypes.addressof(place)), (k, v), step)
             if count < 0:  # a bucket holds more than the buffers
                 step *= 2
+                k, v = self._buffers(step)
                 continue
             keys += memoryview(k)[: count * self.key_size]
             values += memoryview(v)[: count * self.element_size]
@@ -179,6 +178,13 @@ class Map:
                 return keys, values, total
             step = min(step, most - total)
             start = ctypes.addressof(place)
+
+    def _buffers(self, count: int) -> tuple[Attr, Attr]:
+        """Room for keys and for values."""
+        return (
+            ctypes.create_string_buffer(count * self.key_size),
+            ctypes.create_string_buffer(count * self.element_size),
+        )
 
     def _batch(
         self, command: Command, position: tuple[int, int], buffers: tuple[Attr, Attr | None], count: int

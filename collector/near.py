@@ -1,8 +1,11 @@
 """The per-CPU array in front of an aggregate's hash (bpf/common/near.h): what its entries gained.
 
 Each entry, one for every place and CPU, names its key and counts for it alone until :meth:`Near.reclaim`
-clears the place; entries are compared with themselves as they were, all at once.
+clears the place. Entries are compared with themselves as they were, word by word; the few that changed are
+looked at.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,13 @@ from schemas.declare import Stream
 
 TAKEN = 2  # enum in near.h
 Gains = tuple["NDArray[np.void]", "NDArray[np.void]"]  # keys as opaque bytes, values; a key may come twice
+
+
+def changed_rows(now: "NDArray[Any]", before: "NDArray[Any]") -> "NDArray[np.intp]":
+    """Where two equally long arrays differ; an element's size is a multiple of 8 bytes."""
+    words = (-1, now.itemsize // 8)
+    differ = now.view(np.uint64).reshape(words) != before.view(np.uint64).reshape(words)
+    return np.flatnonzero(differ.any(axis=1))
 
 
 class Near:
@@ -33,15 +43,19 @@ class Near:
         count = table.max_entries * possible_cpus()
         self._before = np.zeros(count, self._entry)
         self._idle = np.zeros(count, np.int64)  # reads since each entry last changed
+        self._nothing: Gains = np.empty(0, self._entry["key"]), np.empty(0, self.value)
 
     def read(self) -> Gains:
         """What each taken entry gained since the previous read."""
         now = np.frombuffer(self.table.read()[1], self._entry)
-        grown, changed = self._gains(now, self._before)
-        self._before = now
+        rows = changed_rows(now, self._before)
         self._idle += 1
-        self._idle[changed] = 0
-        return now["key"][changed], grown[changed]
+        if not len(rows):
+            return self._nothing
+        grown, changed = self._gains(now[rows], self._before[rows])
+        self._before = now
+        self._idle[rows[changed]] = 0
+        return now["key"][rows[changed]], grown[changed]
 
     def _gains(self, now: "NDArray[np.void]", before: "NDArray[np.void]") -> Gains:
         """(gain of every entry, whether it has any)."""
@@ -65,6 +79,5 @@ class Near:
             late.append((now["key"][changed], grown[changed]))
             self._before = self._before.copy()
             self._before[entries] = np.zeros(cpus, self._entry)
-        nothing = np.empty(0, self._entry["key"]), np.empty(0, self.value)
-        keys, values = zip(nothing, *late, strict=True)
+        keys, values = zip(self._nothing, *late, strict=True)
         return np.concatenate(keys), np.concatenate(values)

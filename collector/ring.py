@@ -5,14 +5,16 @@
     ring.waiting                          # bytes made and not read yet
     ring.close()
 
-The kernel maps the data twice in a row, so that what wraps is still one stretch. All records of a ring have
-one size, so the stretch is an array of (header word, event); a record still being written ends the read
-there, one that was discarded is left out. The reader's position moves on after the copy. Layout:
-kernel/bpf/ringbuf.c and Documentation/bpf/ringbuf.rst.
+All records of a ring have one size, so what waits is an array of (header word, event); a record still being
+written ends the read there, one that was discarded is left out. The reader's position moves on after the copy.
+The data is mapped when the first event is there, and once (the kernel would map it twice in a row, and count it
+twice as memory of this process): what wraps is joined. Layout: kernel/bpf/ringbuf.c and
+Documentation/bpf/ringbuf.rst.
 """
 
 import mmap
 import os
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,18 +46,25 @@ class Ring:
             }
         )
         try:
-            self._consumer_page = mmap.mmap(table.fd, PAGE)
-            self._rest = mmap.mmap(table.fd, PAGE + 2 * self.bytes, prot=mmap.PROT_READ, offset=PAGE)
+            self._pages = [mmap.mmap(table.fd, PAGE), self._mapped(PAGE, PAGE)]
         except OSError as error:
             raise BpfleetError(f"cannot map ring {table.name}: {os.strerror(error.errno or 0)}") from None
-        self._consumer = np.frombuffer(self._consumer_page, "<u8", 1)
-        self._producer = np.frombuffer(self._rest, "<u8", 1)
-        self._data = np.frombuffer(self._rest, "u1", offset=PAGE)
+        self._consumer = memoryview(self._pages[0]).cast("Q")
+        self._producer = memoryview(self._pages[1]).cast("Q")
+
+    def _mapped(self, size: int, offset: int) -> mmap.mmap:
+        return mmap.mmap(self.fd, size, prot=mmap.PROT_READ, offset=offset)
+
+    @cached_property
+    def _data(self) -> "NDArray[np.uint8]":
+        """The ring itself."""
+        self._pages.append(self._mapped(self.bytes, 2 * PAGE))
+        return np.frombuffer(self._pages[-1], np.uint8)
 
     @property
     def waiting(self) -> int:
         """Bytes that the kernel made and this reader has not read."""
-        return int(self._producer[0]) - int(self._consumer[0])
+        return self._producer[0] - self._consumer[0]
 
     @property
     def capacity(self) -> int:
@@ -64,12 +73,11 @@ class Ring:
 
     def read(self, limit: int = 100_000) -> "NDArray[np.void]":
         """Copy out at most ``limit`` events, oldest first."""
-        position, size = int(self._consumer[0]), self._record.itemsize
-        count = min((int(self._producer[0]) - position) // size, limit)
+        position, size = self._consumer[0], self._record.itemsize
+        count = min((self._producer[0] - position) // size, limit)
         if count == 0:
             return np.empty(0, self.dtype)
-        start = position % self.bytes
-        records = self._data[start : start + count * size].view(self._record)
+        records = self._bytes(position % self.bytes, count * size).view(self._record)
         lengths = records["length"].copy()
         busy = lengths & BUSY != 0
         if busy.any():
@@ -80,6 +88,13 @@ class Ring:
         events = np.array(records["event"]) if kept.all() else records["event"][kept]
         self._consumer[0] = position + count * size
         return events
+
+    def _bytes(self, start: int, count: int) -> "NDArray[np.uint8]":
+        """That many bytes of the ring from a place, on from its beginning behind its end."""
+        rest = start + count - self.bytes
+        if rest <= 0:
+            return self._data[start : start + count]
+        return np.concatenate([self._data[start:], self._data[:rest]])
 
     def _check(self, lengths: "NDArray[np.uint32]") -> None:
         """All records have the declared size, or they are not what the declaration says."""
@@ -93,6 +108,8 @@ class Ring:
 
     def close(self) -> None:
         """Unmap; arrays that were read stay valid."""
-        del self._consumer, self._producer, self._data
-        self._consumer_page.close()
-        self._rest.close()
+        self._consumer.release()
+        self._producer.release()
+        self.__dict__.pop("_data", None)
+        for each in self._pages:
+            each.close()
