@@ -2,7 +2,8 @@
 
 One thread reads, decodes and ships; librdkafka, the Kafka desk and the metrics endpoint have their own.
 A ring wakes the loop only as each quarter of it fills (a wake-up an event would cost the traced program);
-otherwise it is read every ``collector.batch_ms``, when all there is becomes batches.
+otherwise it is read every ``collector.batch_ms``, when all there is becomes batches. A handful of events
+waits for more, a second at most: a batch costs collector, Kafka and sink as much as hundreds of events.
 """
 
 import logging
@@ -175,7 +176,7 @@ class Agent:
         cut = self._cut.due(now)
         busy = self.reading.look() if cut else self.reading.look_if_filling()
         if cut:
-            self.reading.cut()
+            self.reading.cut(now)
         if self._read.due(now):
             self.reading.aggregates()
         self._hear_companions()

@@ -35,7 +35,11 @@ class Companion:
 
     def put(self, stream: str, row: Row) -> None:
         """Have one row shipped. From any thread."""
-        self._rows.append((stream, row))
+        self.put_all(stream, [row])
+
+    def put_all(self, stream: str, rows: Iterable[Row]) -> None:
+        """Have rows shipped, together. From any thread."""
+        self._rows.extend((stream, row) for row in rows)
         os.eventfd_write(self.fd, 1)
 
     def put_columns(self, stream: str, columns: Mapping[str, Column], sample_rate: int = 1) -> None:

@@ -2,17 +2,16 @@
 
 Usage comes from cpu.stat of the unified hierarchy, which every cgroup there has, or from v1's cpuacct; quotas
 from whichever hierarchy has the cpu controller. The kernel's usage is with all cgroups below; a row is
-without them, so that rows sum to the host's.
+without them, so that rows sum to the host's. Cgroups that did not run are not read.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 
+from collector.cgroup_tree import Tree, mounts
 from collector.companion import Row
-from collector.pressure_cgroup import mounts, walk
 from collector.pressure_controllers import Numbers, read, table
 
 CGROUPS = 1_000  # read, in order of their path
-RESCAN = 2  # look for cgroups that came or went at every so many reads
 USAGE = ("usage_us", "user_us", "system_us")
 COUNTERS = (*USAGE, "periods", "throttled_periods", "throttled_us")
 
@@ -22,53 +21,48 @@ class CpuTime:
 
     def __init__(self, places: Mapping[str, str] | None = None) -> None:
         found = mounts() if places is None else places
-        self._places = {name: found[name] for name in READERS if name in found}
-        self._paths: list[str] = []
-        self._before: dict[str, Numbers] = {}
-        self._calls = 0
+        self._tree = Tree({name: found[name] for name in READERS if name in found}, CGROUPS)
+        self._known: dict[str, Numbers] = {}
 
     def rows(self) -> Iterator[Row]:
         """A row for each cgroup that used a CPU, or wanted to; at first all of its time."""
-        if self._calls % RESCAN == 0:
-            self._paths = sorted({"", *(path for place in self._places.values() for path in walk(place))})
-            del self._paths[CGROUPS:]
-        self._calls += 1
-        now = {path: self._numbers(path) for path in self._paths}
+        gains: dict[str, Numbers] = {}
         new: Numbers = {}
-        gained = {
-            path: {name: max(each[name] - self._before.get(path, new).get(name, 0), 0) for name in COUNTERS}
-            for path, each in now.items()
-        }
-        self._before = now
-        for path, below in gained.items():
-            if path:
-                _without(gained[_parent(path, gained)], below)
-        for path, numbers in gained.items():
+        for path, _ in self._tree.active():
+            before, now = self._known.get(path, new), self._numbers(path)
+            self._known[path] = now
+            gains[path] = {name: max(now[name] - before.get(name, 0), 0) for name in COUNTERS}
+            above = _parent(path, gains)
+            if above is not None:
+                _without(gains[above], gains[path])
+        for path, numbers in gains.items():
             if any(numbers.values()):
-                yield {
-                    "cgroup": path or "/", "quota_us": now[path]["quota_us"],
-                    "period_us": now[path]["period_us"], **numbers,
-                }  # fmt: skip
+                now = self._known[path]
+                quota = {name: now[name] for name in ("quota_us", "period_us")}
+                yield {"cgroup": path or "/", **quota, **numbers}
+        for path in self._known.keys() - self._tree.paths.keys():
+            del self._known[path]
 
     def _numbers(self, path: str) -> Numbers:
         """Counters of one cgroup since it was made, with all below it, and its quota as it is now."""
         numbers = dict.fromkeys((*COUNTERS, "period_us"), 0) | {"quota_us": -1}
-        for controller, place in self._places.items():
-            numbers |= READERS[controller](f"{place}{path}")
+        for controller, reader in READERS.items():
+            if controller in self._tree.paths[path]:
+                numbers |= reader(f"{self._tree.places[controller]}{path}")
         return numbers
 
 
-def _parent(path: str, known: Mapping[str, object]) -> str:
+def _parent(path: str, known: Mapping[str, object]) -> str | None:
     """The nearest cgroup above that is read too."""
     while path:
         path = path.rpartition("/")[0]
         if path in known:
             return path
-    return ""
+    return None
 
 
 def _without(above: Numbers, below: Numbers) -> None:
-    """Take a cgroup's usage out of that of the one above. Children come after parents, so each once."""
+    """Take a cgroup's usage out of that of the one above."""
     for name in USAGE:
         above[name] = max(above[name] - below[name], 0)
 

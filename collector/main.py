@@ -13,6 +13,8 @@ from schemas.config import Config
 if TYPE_CHECKING:
     from collector.agent import Agent
 
+CPU_TIME_S = 5.0  # of all cgroups; the pressure on those that run is read each second
+
 
 def collect(config: Config, *, to_stdout: bool = False) -> int:
     """Run until a signal; the exit code. Raises BpfleetError when it cannot start."""
@@ -75,10 +77,12 @@ def companions(agent: "Agent", *, kafka: bool = True) -> None:
     from collector.desired import DesiredState
     from collector.listeners import Listeners
     from collector.polled import Polled
-    from collector.pressure import Pressure
+    from collector.pressure import HostReader
+    from collector.pressure_cgroup import RATES, CgroupReader
 
-    agent.companions.append(Pressure())
-    agent.companions.append(Polled("cpu_time", CpuTime().rows))
+    agent.companions.append(Polled("pressure", HostReader().rows))
+    agent.companions.append(Polled("cgroup_pressure", CgroupReader().rows, rates=RATES))
+    agent.companions.append(Polled("cpu_time", CpuTime().rows, CPU_TIME_S))
     agent.companions.append(Polled("listen_drop", Listeners().rows))
     agent.companions.append(DesiredState(agent.config, handlers.make(agent), kafka=kafka))
 

@@ -5,24 +5,16 @@ clears the place. Entries are compared with themselves as they were, word by wor
 looked at.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from collector.bpf_map import Map, possible_cpus
+from collector.keys import changed_rows
 from schemas import dtype
 from schemas.declare import Stream
 
 TAKEN = 2  # enum in near.h
 Gains = tuple["NDArray[np.void]", "NDArray[np.void]"]  # keys as opaque bytes, values; a key may come twice
-
-
-def changed_rows(now: "NDArray[Any]", before: "NDArray[Any]") -> "NDArray[np.intp]":
-    """Where two equally long arrays differ; an element's size is a multiple of 8 bytes."""
-    words = (-1, now.itemsize // 8)
-    differ = now.view(np.uint64).reshape(words) != before.view(np.uint64).reshape(words)
-    return np.flatnonzero(differ.any(axis=1))
 
 
 class Near:

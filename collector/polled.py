@@ -1,7 +1,7 @@
-"""What no program needs to watch because the kernel counts it anyway: streams read once a second.
+"""What no program needs to watch because the kernel counts it anyway: streams read every few seconds.
 
 A :class:`Polled` companion calls its reader in a thread of its own; what the reader yields is shipped with
-the interval it is of.
+the interval it is of. A host on which a read costs much is read less often.
 """
 
 import logging
@@ -14,14 +14,22 @@ from collector.companion import Companion, Row
 
 log = logging.getLogger("bpfleet.collector")
 SECOND = 1.0
+SHARE = 0.002  # of one CPU, that a reader takes at most
+SLOWEST_S = 10.0  # but it is called at least so often
 
 
 class Polled(Companion):
-    """Ships the rows of ``read()`` each second until :meth:`stop`; the first call's are dropped."""
+    """Ships the rows of ``read()`` every ``seconds`` until :meth:`stop`; the first call's are dropped.
 
-    def __init__(self, stream: str, read: Callable[[], Iterable[Row]]) -> None:
+    ``rates``: columns that are read as so much a second; a row has what that makes in its interval.
+    """
+
+    def __init__(
+        self, stream: str, read: Callable[[], Iterable[Row]], seconds: float = SECOND, *,
+        rates: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._stream, self._read = stream, read
+        self._stream, self._read, self._seconds, self._rates = stream, read, seconds, tuple(rates)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name=stream, daemon=True)
         self._failed = False
@@ -39,16 +47,24 @@ class Polled(Companion):
     def _run(self) -> None:
         at_us, due = 0, time.monotonic()
         while not self._end.wait(max(due - time.monotonic(), 0)):
-            due = max(due + SECOND, time.monotonic() - SECOND)
+            begun = time.thread_time()
             try:
                 rows = list(self._read())
             except OSError as error:
                 if not self._failed:
                     log.warning("%s cannot be read: %s; trying again", self._stream, error)
                 self._failed = True
-                continue
-            now = now_us()
-            shared = {"ts": now, "interval_us": now - at_us}
-            for row in rows if at_us else ():
-                self.put(self._stream, row | shared)
-            at_us, self._failed = now, False
+                rows, now = [], at_us
+            else:
+                now, self._failed = now_us(), False
+            if at_us and rows:
+                self._ship(rows, now, now - at_us)
+            at_us = now
+            pause = min((time.thread_time() - begun) / SHARE, SLOWEST_S)
+            due = max(due + max(self._seconds, pause), time.monotonic())
+
+    def _ship(self, rows: list[Row], now: int, interval_us: int) -> None:
+        for row in rows:
+            row |= {"ts": now, "interval_us": interval_us}
+            row |= {name: row[name] * interval_us // 1_000_000 for name in self._rates}
+        self.put_all(self._stream, rows)

@@ -1,67 +1,29 @@
-"""The streams `pressure` and `cgroup_pressure`: what the kernel says of itself each second.
+"""The stream `pressure`: what the kernel says of the whole host each second, from a dozen small files.
 
-A thread of its own reads a dozen small files for the host and, for each cgroup that used a CPU since it was
-last looked at, those of its controllers (:mod:`collector.pressure_cgroup`). What a kernel lacks reads 0.
+What a kernel lacks reads 0. Of single cgroups :mod:`collector.pressure_cgroup` tells.
 """
 
-import logging
 import os
-import threading
-import time
 from pathlib import Path
 
-from collector.clock import now_us
-from collector.companion import Companion, Row
-from collector.pressure_cgroup import CgroupReader, gained
+from collector.companion import Row
+from collector.pressure_cgroup import gained
 from collector.pressure_controllers import Numbers, psi, read, table
 
-log = logging.getLogger("bpfleet.collector")
-SECOND = 1.0
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 GAUGES = {"cores", "running", "blocked", "memory_available_bytes"}  # as they are; all else is what was gained
 
 
-class Pressure(Companion):
-    """Reads and ships once a second until :meth:`stop`."""
+class HostReader:
+    """What the host gained between two calls of :meth:`rows`."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pressure", daemon=True)
+        self._before: Numbers = {}
 
-    def start(self) -> None:
-        """Begin to read."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Read no more."""
-        self._end.set()
-        if self._thread.is_alive():
-            self._thread.join(2 * SECOND)
-
-    def _run(self) -> None:
-        cgroups = CgroupReader()
-        before, at_us = host_numbers(), now_us()
-        cgroups.rows()
-        due = time.monotonic() + SECOND
-        while not self._end.wait(max(due - time.monotonic(), 0)):
-            due = max(due + SECOND, time.monotonic() - SECOND)
-            try:
-                now, ts = host_numbers(), now_us()
-                shared = {"ts": ts, "interval_us": ts - at_us}
-                self.put("pressure", {**gained(before, now, GAUGES), **shared})
-                for row in cgroups.rows():
-                    self.put("cgroup_pressure", _scaled(row, ts - at_us) | shared)
-                before, at_us = now, ts
-            except OSError as error:
-                log.warning("pressure cannot be read: %s; trying again", error)
-
-
-def _scaled(row: Row, interval_us: int) -> Row:
-    """Limits are read as so much a second; a row has what they grant in its interval."""
-    for name in ("quota_us", "io_limit_requests", "io_limit_bytes"):
-        row[name] = row[name] * interval_us // 1_000_000
-    return row
+    def rows(self) -> list[Row]:
+        """One row; the first is since the boot."""
+        before, self._before = self._before, host_numbers()
+        return [gained(before, self._before, GAUGES)]
 
 
 def host_numbers(proc: Path = Path("/proc")) -> Numbers:

@@ -1,6 +1,7 @@
 """From loaded probes to batches: rings and aggregates are read, decoded, cut and handed to the output."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +25,9 @@ log = logging.getLogger("bpfleet.collector")
 READ_ROWS = 20_000  # from one ring at a time
 BATCH_BYTES = 700_000  # of kernel structs: what becomes of them stays below Kafka's bound
 RECLAIM_READS = 600  # reads after which an unchanged key of an aggregate leaves the kernel's map
+CROWDED_READS = 4  # and of one that is filling
 RECLAIM_EVERY = 16  # reads, at which such keys are looked for
+FEW, THIN_S = 100, 0.9  # fewer events than that wait so long for others
 FILLING, FULL = 1 / 8, 1 / 4  # shares of a ring: worth a look between two cuts; look again at once
 
 
@@ -84,10 +87,11 @@ class Reading:
                 self._ship(each)
         return busy
 
-    def cut(self) -> None:
-        """Make batches of all that was read."""
+    def cut(self, now: float = math.inf) -> None:
+        """Make batches of all that was read, but for a few young events (``now``: of the monotonic clock)."""
         for each in self.rings:
-            self._ship(each)
+            if each.rows >= FEW or now - each.since >= THIN_S:
+                self._ship(each)
 
     def _batch_rows(self, reader: RingReader) -> int:
         return max(1, min(self.config.batch_rows, BATCH_BYTES // reader.ring.dtype.itemsize))
@@ -122,13 +126,15 @@ class Reading:
         for number, probe in enumerate(self.attached):
             for stream, aggregate in probe.aggregates:
                 pace = self.pace.get(probe.probe.name, 1) * stream.every
-                if (self._passes + number) % pace and not last:  # not all at the same look
+                waits = (self._passes + number) % pace  # not all at the same look
+                if waits and not aggregate.crowded and not last:
                     continue
                 interval = int((now - self._read_at[stream.name]) * 1e6)
                 self._read_at[stream.name] = now
                 keys, values = aggregate.read()
                 if self._passes // pace % RECLAIM_EVERY == 0:
-                    aggregate.reclaim(max(RECLAIM_READS // pace, 1))
+                    reads = CROWDED_READS if aggregate.crowded else max(RECLAIM_READS // pace, 1)
+                    aggregate.reclaim(reads)
                 if len(keys):
                     self.decode(stream, keys, values, interval_us=interval)
 

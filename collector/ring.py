@@ -6,9 +6,9 @@
     ring.close()
 
 All records of a ring have one size, so what waits is an array of (header word, event); a record still being
-written ends the read there, one that was discarded is left out. The reader's position moves on after the copy.
-The data is mapped when the first event is there, and once (the kernel would map it twice in a row, and count it
-twice as memory of this process): what wraps is joined. Layout: kernel/bpf/ringbuf.c and
+written ends the read there, one that was discarded is left out. The reader's position moves on after the
+copy. The data is mapped when the first event is there, and once (the kernel would map it twice in a row, and
+count it twice as memory of this process): what wraps is joined. Layout: kernel/bpf/ringbuf.c and
 Documentation/bpf/ringbuf.rst.
 """
 

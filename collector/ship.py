@@ -37,6 +37,7 @@ MESSAGE_BYTES = 900_000  # Kafka's default bound is 1,048,588 with all overheads
 DRAIN_BATCHES = 64  # from the spool at a time, between two looks at the rings
 PRODUCER = {
     "compression.type": "zstd",
+    "compression.level": 1,  # each batch has a context of its own, of a megabyte at higher levels
     "partitioner": "murmur2_random",  # as Java's: a host's batches of a stream stay in one partition
     "linger.ms": 5,
     "queue.buffering.max.messages": 4 * WINDOW_BATCHES,

@@ -220,6 +220,7 @@ class Stacks(Companion):
         self.every_s = every_s
         self._sources = list(sources)
         self._waiting: deque[NDArray[Any]] = deque()  # stacks to be named
+        self._contents: list[Told] = []  # to go out with the next rows
         self._rows_made: deque[Rows] = deque(maxlen=1024)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stacks", daemon=True)
@@ -275,7 +276,7 @@ class Stacks(Companion):
             records = self._waiting.popleft()
             if len(records) > limit:
                 self._waiting.appendleft(records[limit:])
-            self._tell(self.names.learn(records[:limit]))
+            self._contents += self.names.learn(records[:limit])
             limit -= len(records)
 
     def read(self) -> None:
@@ -296,11 +297,13 @@ class Stacks(Companion):
             if len(keys):
                 self._rows_made.append((stream, keys, values, interval))
         if self.names.lost and self.names.is_news(content("user", LOST).name, now):
-            self._tell([content("user", LOST)])
+            self._contents.append(content("user", LOST))
+        self._tell()
         self.names.symbols.rest()
         self.wake()
 
-    def _tell(self, contents: list[Told]) -> None:
+    def _tell(self) -> None:
+        contents, self._contents = self._contents, []
         if contents:
             self.put_columns("stack", told_columns(contents))
 

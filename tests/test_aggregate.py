@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from collector import bpf_sys, loader
+from collector import bpf_sys, keys, loader
 from collector.aggregate import Aggregate
 from collector.bpf_map import Map, MapType, possible_cpus
 from schemas import c_header, declare, dtype
@@ -144,3 +144,34 @@ def test_places_of_idle_keys_are_free_again(near):
     assert rows(reader.read()) == {5: (3, 15)}
     count(5, times=1)
     assert rows(reader.read()) == {5: (1, 5)}
+
+
+def test_a_map_that_fills_is_emptied_as_it_is_read_and_loses_nothing(table):
+    """Programs come and go, each with keys of its own: many times what the map holds passes through it."""
+    reader, total, most = Aggregate(table, STREAM), 0, 0
+    put(table, 1, 1)
+    for turn in range(12):
+        for group in range(600):
+            put(table, 10_000 + turn * 600 + group, group + 1)
+        found = rows(reader.read())
+        total += sum(count for group, (count, _) in found.items() if group >= 10_000)
+        most = max(most, table.read()[2])
+        put(table, 1, turn + 2)
+    assert total == 12 * sum(range(1, 601))
+    assert most < 2000
+    assert reader.crowded
+    reader.read()
+    put(table, 1, 5)  # one that was emptied begins at zero
+    assert rows(reader.read()) == {1: (5, 5)}
+    assert not reader.crowded
+
+
+@pytest.mark.parametrize("mix", [0x9E3779B97F4A7C15, 0])
+@pytest.mark.parametrize("size", [1, 4, 8, 12, 32])
+def test_keys_are_told_apart_whatever_their_hashes(monkeypatch, mix, size):
+    monkeypatch.setattr(keys, "MIX", np.uint64(mix))
+    chance = np.random.default_rng(size)
+    array = chance.integers(0, 3, (300, size), np.uint8).view(f"V{size}").ravel()
+    first, which = keys.distinct(array)
+    assert (array[first][which] == array).all()
+    assert len({each.tobytes() for each in array}) == len(first)

@@ -32,7 +32,7 @@ from schemas.config import Config
 from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
-STATS_S, FLOWS_S, DRAINS_S, WAYS_S = 1.0, 0.25, 2.0, 5.0
+STATS_S, FLOWS_S, DRAINS_S, WAYS_S, IDLE_S = 1.0, 0.25, 2.0, 5.0, 0.5
 FLOW = declare.streams()["lb_flow"]
 FLOW_REASONS = {each.number: each.name for each in REASONS} | {len(REASONS): "ring"}
 
@@ -88,11 +88,15 @@ class Reporter(Companion):
     # ── The thread ───────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        while not self._stopping.wait(0.05):
+        while not self._stopping.wait(self._pause()):
             self._pass()
         self._due = dict.fromkeys(self._due, 0.0)
         self._pass()
         self._close()
+
+    def _pause(self) -> float:
+        """Short while rows are on their way; a host that balances nothing is hardly looked at."""
+        return 0.05 if self._on_the_way else IDLE_S if self._plane is None else FLOWS_S / 2
 
     def _pass(self) -> None:
         """Whatever is due."""

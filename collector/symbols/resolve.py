@@ -22,6 +22,7 @@ SPACES = 512  # processes whose mappings are kept
 PLACES = 16_384  # resolved addresses kept
 NAMES = 16_384  # demangled names kept
 CHECK_S, REREAD_S = 1.0, 5.0  # a process is looked at, its mappings are read, no more often
+DOUBT_S = 0.1  # but after so long when an address lies nowhere
 LONGEST = 400  # letters of a frame
 UNKNOWN = "[unknown]"
 KERNEL, JIT = "[kernel]", "[jit]"
@@ -57,6 +58,7 @@ class Symbols:
         self._frames: OrderedDict[tuple[str, int, str, int], Frame] = OrderedDict()
         self._readable: OrderedDict[str, str] = OrderedDict()
         self._kernel_frames: dict[int, Frame] = {}
+        self._doubted: dict[int, float] = {}  # pid → when an address of it lay nowhere
         self._checked: dict[int, float] = {}  # pid → when it was last seen to run the program that is known
 
     def close(self) -> None:
@@ -148,6 +150,12 @@ class Symbols:
 
     def _is_outdated(self, pid: int, where: Space) -> bool:
         """Whether to read the mappings again: walks without frame pointers find addresses of nothing, too."""
+        now = time.monotonic()
+        if now - self._doubted.get(pid, 0.0) < DOUBT_S:
+            return False
+        self._doubted[pid] = now
+        if len(self._doubted) > 2 * SPACES:
+            self._doubted = {pid: now}
         found = space.identity(pid)
         return bool(found) and (found != where.identity or time.monotonic() - where.read_at > REREAD_S)
 
