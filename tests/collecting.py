@@ -127,7 +127,7 @@ class CollectorProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         if wait:
-            wait_for(lambda: self.said().count("collecting:") > before or self._ended(), 30, "collector up")
+            wait_for(lambda: self.said().count("collecting:") > before or self._ended(), 90, "collector up")
             assert not self._ended(), self.said()
         return self.process
 

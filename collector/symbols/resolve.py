@@ -7,7 +7,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,7 @@ class Symbols:
         self._spaces: OrderedDict[int, Space] = OrderedDict()
         self._frames: OrderedDict[tuple[str, int, str, int], Frame] = OrderedDict()
         self._readable: OrderedDict[str, str] = OrderedDict()
+        self._named: dict[tuple[int, int], Frame] = {}  # number of the mappings, address → of a file
         self._kernel_frames: dict[int, Frame] = {}
         self._doubted: dict[int, float] = {}  # pid → when an address of it lay nowhere
         self._checked: dict[int, float] = {}  # pid → when it was last seen to run the program that is known
@@ -131,14 +132,25 @@ class Symbols:
         if where is None:
             return [Frame(UNKNOWN, "")] * len(addresses)
         callers = _callers(addresses)
+        frames = [self._named.get((where.number, each)) for each in callers.tolist()]
+        fresh = [at for at, frame in enumerate(frames) if frame is None]
+        for at, frame in zip(fresh, self._fresh(pid, where, callers[fresh]), strict=True):
+            frames[at] = frame
+        return cast("list[Frame]", frames)
+
+    def _fresh(self, pid: int, where: Space, callers: NDArray[np.uint64]) -> Iterable[Frame]:
+        """Frames of addresses that were not named before."""
         places = where.places(callers)
         if (places < 0).any() and self._is_outdated(pid, where):
             where = self._read(pid) or where  # a library was loaded since, or another program
             places = where.places(callers)
-        return [
-            self._frame(pid, where, at, address)
-            for at, address in zip(places.tolist(), callers.tolist(), strict=True)
-        ]
+        if len(self._named) > PLACES:
+            self._named.clear()
+        for at, address in zip(places.tolist(), callers.tolist(), strict=True):
+            frame = self._frame(pid, where, at, address)
+            if at >= 0 and where.files[at].is_file:  # anything else may mean another thing soon
+                self._named[where.number, address] = frame
+            yield frame
 
     def mapped(self, pid: int, address: int) -> tuple[Mapped, int] | None:
         """The file an address of a process lies in, and where in it."""

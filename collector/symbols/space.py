@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ class Space:
     offsets: NDArray[np.uint64]  # in the file
     files: list[Mapped]
     read_at: float = field(default_factory=time.monotonic)
+    number: int = field(default_factory=count().__next__)  # no other has it
 
     def places(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The mapping of each address, -1 where there is none."""
