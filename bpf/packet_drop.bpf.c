@@ -29,7 +29,18 @@ struct ports {
 	u16 source, destination;
 	u8 rest[9], tcp_flags;
 };
+struct extension { /* of IPv6; a fragment's has its place where others have their length's */
+	u8 next, words;
+	u16 fragment;
+};
+struct tag {
+	u16 control, ethertype;
+};
 #define FRAGMENT_OFFSET 0x1fff
+#define FRAGMENT_OFFSET6 0xfff8
+#define TAGS 2
+#define EXTENSIONS 6 /* that are followed; no ordinary packet has more */
+enum { HOP_BY_HOP = 0, ROUTING = 43, FRAGMENT = 44, AUTHENTICATION = 51, DESTINATION = 60, MOBILITY = 135 };
 
 static __always_inline void look_at_ports(struct packet_drop_event *event, void *place)
 {
@@ -41,6 +52,40 @@ static __always_inline void look_at_ports(struct packet_drop_event *event, void 
 	event->source_port = from_wire16(ports.source);
 	event->destination_port = from_wire16(ports.destination);
 	event->tcp_flags = ports.tcp_flags;
+}
+
+/* To what the extension headers of IPv6 precede; NULL where that is in another fragment. */
+static __always_inline void *behind_extensions(struct packet_drop_event *event, void *place)
+{
+	for (u32 number = 0; number < EXTENSIONS; number++) {
+		struct extension header;
+		u32 kind = event->protocol;
+		if (kind != HOP_BY_HOP && kind != ROUTING && kind != FRAGMENT && kind != AUTHENTICATION &&
+		    kind != DESTINATION && kind != MOBILITY)
+			break;
+		if (bpf_probe_read_kernel(&header, sizeof(header), place))
+			return NULL;
+		event->protocol = header.next;
+		if (kind == FRAGMENT && (from_wire16(header.fragment) & FRAGMENT_OFFSET6))
+			return NULL;
+		place += kind == FRAGMENT ? 8 : kind == AUTHENTICATION ? header.words * 4 + 8 : header.words * 8 + 8;
+	}
+	return place;
+}
+
+/* VLAN tags that no device has taken off stand before the packet. */
+static __always_inline void *behind_tags(struct packet_drop_event *event, void *place)
+{
+	for (u32 number = 0; number < TAGS; number++) {
+		struct tag tag;
+		if (event->ethertype != ETHERTYPE_VLAN && event->ethertype != ETHERTYPE_SERVICE_VLAN)
+			break;
+		if (bpf_probe_read_kernel(&tag, sizeof(tag), place))
+			break;
+		event->ethertype = from_wire16(tag.ethertype);
+		place += sizeof(tag);
+	}
+	return place;
 }
 
 static __always_inline void look_at_ip(struct packet_drop_event *event, void *place)
@@ -61,7 +106,9 @@ static __always_inline void look_at_ip(struct packet_drop_event *event, void *pl
 		event->protocol = ip.protocol;
 		__builtin_memcpy(event->source_address, ip.source, 16);
 		__builtin_memcpy(event->destination_address, ip.destination, 16);
-		look_at_ports(event, place + sizeof(ip));
+		place = behind_extensions(event, place + sizeof(ip));
+		if (place)
+			look_at_ports(event, place);
 	}
 }
 
@@ -86,7 +133,7 @@ static __always_inline void look_at(struct sk_buff *packet, u64 now, u64 locatio
 	event->length = packet->len;
 	event->weight = weight;
 	look_at_device(event, packet);
-	look_at_ip(event, packet->head + packet->network_header);
+	look_at_ip(event, behind_tags(event, packet->head + packet->network_header));
 	packet_drop_submit(event);
 }
 

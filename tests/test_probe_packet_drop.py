@@ -1,6 +1,7 @@
 """packet_drop: packets nobody listens for, by reason, place, addresses and ports; counted and sampled."""
 
 import socket
+import struct
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -14,8 +15,14 @@ LOOPBACK = bytes(10) + b"\xff\xff" + bytes([127, 0, 0, 1])
 
 @pytest.fixture(scope="module")
 def probe():
-    with probing("packet_drop") as loaded:
-        yield loaded
+    with probing("packet_drop", settings={"drop_samples_per_second": 1_000_000}) as loaded:
+        yield loaded  # whatever else this host drops at the time, a sample of ours is left
+
+
+@pytest.fixture(autouse=True)
+def emptied(probe):
+    """What others dropped between two tests does not fill the ring."""
+    probe.events("packet_drop")
 
 
 @contextmanager
@@ -137,3 +144,30 @@ def test_consumed_packets_are_no_drops(probe):
             while left:
                 left -= len(accepted.recv(left))
     assert sum(packets for packets, _ in reasons(probe).values()) < 20
+
+
+def test_ports_are_found_behind_extension_headers(probe):
+    """Hop-by-hop and destination options, eight bytes each, one of them twice as long."""
+    pad = bytes([0, 0, 1, 4, 0, 0, 0, 0])
+    long = bytes([0, 1, 1, 12, *bytes(12)])
+    with closed_port(socket.AF_INET6) as (sender, port):
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_HOPOPTS, pad)
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, long)
+        sender.sendto(b"anyone?", ("::1", port))
+        (found,) = dropped(probe, port, 1)
+        assert int(found["source_port"]) == sender.getsockname()[1]
+    assert int(found["protocol"]) == socket.IPPROTO_UDP
+
+
+def test_packets_are_found_behind_tags_of_vlans(probe):
+    """Of two tags a device takes off the first; nobody is there for the second."""
+    port = 47_611
+    ip = bytes([0x45, 0, 0, 28, 0, 1, 0, 0, 9, socket.IPPROTO_UDP, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1])
+    udp = struct.pack("!HHHH", 4711, port, 8, 0)
+    frame = bytes(12) + struct.pack("!HHHHH", 0x88A8, 5, 0x8100, 6, 0x0800) + ip + udp
+    with closing(socket.socket(socket.AF_PACKET, socket.SOCK_RAW)) as sender:
+        sender.bind(("lo", 0))
+        sender.send(frame)
+    found = dropped(probe, port, 1)[0]
+    assert (int(found["ethertype"]), int(found["source_port"])) == (0x0800, 4711)
+    assert bytes(found["destination_address"]) == LOOPBACK
