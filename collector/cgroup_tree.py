@@ -66,7 +66,7 @@ class Tree:
         idle: set[tuple[str, str]] = set()
         for path in self.paths:
             counter = self.counter(path)
-            if (path.rpartition("/")[0], counter) in idle and path:
+            if path in self._used and path and (path.rpartition("/")[0], counter) in idle:
                 idle.add((path, counter))
                 continue
             used = self._read(path, counter)
