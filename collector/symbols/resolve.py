@@ -22,7 +22,6 @@ SPACES = 512  # processes whose mappings are kept
 PLACES = 16_384  # resolved addresses kept
 NAMES = 16_384  # demangled names kept
 CHECK_S, REREAD_S = 1.0, 5.0  # a process is looked at, its mappings are read, no more often
-DOUBT_S = 0.1  # but after so long when an address lies nowhere
 LONGEST = 400  # letters of a frame
 UNKNOWN = "[unknown]"
 KERNEL, JIT = "[kernel]", "[jit]"
@@ -163,7 +162,7 @@ class Symbols:
     def _is_outdated(self, pid: int, where: Space) -> bool:
         """Whether to read the mappings again: walks without frame pointers find addresses of nothing, too."""
         now = time.monotonic()
-        if now - self._doubted.get(pid, 0.0) < DOUBT_S:
+        if now - self._doubted.get(pid, -CHECK_S) < CHECK_S:
             return False
         self._doubted[pid] = now
         if len(self._doubted) > 2 * SPACES:
