@@ -14,8 +14,8 @@ from collector.companion import Companion, Row
 
 log = logging.getLogger("bpfleet.collector")
 SECOND = 1.0
-SHARE = 0.002  # of one CPU, that a reader takes at most
-SLOWEST_S = 10.0  # but it is called at least so often
+SHARE = 0.003  # of one CPU, that a reader takes at most
+SLOWEST_S = 5.0  # but it is called at least so often
 
 
 class Polled(Companion):
