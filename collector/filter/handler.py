@@ -46,7 +46,6 @@ LOOK_S, COUNT_S, TOP_S, PLACES_S = (
     5.0,
     2.0,
 )  # how often: samples, counters, heavy hitters, interfaces
-IDLE_S = 0.5  # between two looks for a filter of this host's own
 STOP_S = 5.0
 LOCAL = "this host has a filter of its own; end it with `bpfleet drop local remove`, or leave the host out"
 
@@ -225,7 +224,7 @@ class Filters(Companion):
             skeleton(self._directory / "compiled")  # now, not when the first attack is there
         except BpfleetError as error:
             log.warning("the filter is not available: %s", error)
-        while not self._stopping.wait(IDLE_S if self._host is None else LOOK_S):
+        while not self._stopping.wait(LOOK_S):
             try:
                 with self._lock:
                     self._look_for_local()
