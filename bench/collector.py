@@ -29,6 +29,7 @@ from collector.cgroup import Cgroups
 from collector.clock import Clock
 from collector.decode import Decoders
 from collector.ksym import Symbols
+from collector.ship import PRODUCER
 from schemas import declare, dtype, layout, topics, wire
 from schemas.rows import avro_rows
 from sinks.kafka_server import KafkaServer
@@ -113,7 +114,7 @@ def encoding() -> list[Row]:
         {"ours": lambda: cpu_seconds(ours) / EVENTS, "rows": lambda: cpu_seconds(rowwise) / EVENTS}
     )
     least, median = ratio(times["rows"], times["ours"])
-    size = len(zstandard.ZstdCompressor(3).compress(ours())) / EVENTS
+    size = len(zstandard.ZstdCompressor(PRODUCER["compression.level"]).compress(ours())) / EVENTS
     return [
         Row("ring bytes to Avro, 25 columns, one event", times["ours"].text("ns", 1e9), "", "", "≤ 1000 ns",
             times["ours"].median <= 1e-6),
