@@ -71,7 +71,7 @@ class Heap:
         self.rests_s = 0.0  # between two windows; 0: the traps stay
         self.windowed = False
         self.window_s, self.windows = WINDOW_S, 0
-        self._windows = Windows()
+        self._windows, self._books = Windows(), threading.Lock()  # one thread enters, another asks
 
     # ── In the manner of Running ─────────────────────────────────────────────────────────────────
 
@@ -160,26 +160,32 @@ class Heap:
         keys, values, count = live.read(delete=True)
         old_keys, old_values, old = ended.read(delete=True)
         places, gone = np.frombuffer(keys, PLACE, count), self._gone()
-        if self.windowed:
+        if not self.windowed:
+            self.windowed = True
+        else:
             sums = np.frombuffer(old_values, SUM).reshape(old, possible_cpus())
             total = np.zeros(old, SUM)
             for name in SUM.names or ():
                 total[name] = sums[name].sum(axis=1)
-            self._windows.add(
-                places, np.frombuffer(values, ALLOCATION, count),
-                np.frombuffer(old_keys, AGE, old), total, end, self._step_ns,
-            )  # fmt: skip
-            if self._has_headers:
-                self._windows.add_gone(*gone)
-            for pid, growth in self._processes.items():
-                growth.see(places["address"][places["pid"] == pid])
-            self.windows += 1
-            self._begin_anew_when_stacks_grow()
-            idle = self._spent < WORKED * self.window_s
-            if idle or (self.windows == JUDGED and self._windows.unsettled() > UNSETTLED):
-                self._lengthen()
-        self.windowed = True
+            with self._books:
+                self._windows.add(
+                    places, np.frombuffer(values, ALLOCATION, count),
+                    np.frombuffer(old_keys, AGE, old), total, end, self._step_ns,
+                )  # fmt: skip
+                if self._has_headers:
+                    self._windows.add_gone(*gone)
+                for pid, growth in self._processes.items():
+                    growth.see(places["address"][places["pid"] == pid])
+                self.windows += 1
+                self._judge_windows()
         self._loaded.set("age_step_ns", self._step_ns)
+
+    def _judge_windows(self) -> None:
+        """Whether to go on like this, or to begin anew; the first few are judged."""
+        self._begin_anew_when_stacks_grow()
+        little = self.windows <= JUDGED and self._spent < WORKED * self.window_s
+        if little or (self.windows == JUDGED and self._windows.unsettled() > UNSETTLED):
+            self._lengthen()
 
     def _lengthen(self) -> None:
         """Little happened, or much of what was alive at the end was soon to go: look twice as long.
@@ -296,6 +302,6 @@ class Heap:
             if not self.windowed:
                 found[pid] = heap_estimate.whole(allocations[places["pid"] == pid], self.sample)
                 continue
-            with suppress(BpfleetError):  # it has just ended
+            with self._books, suppress(BpfleetError):  # it has just ended
                 found[pid] = self._windows.estimate(pid, growth.read())
         return found
