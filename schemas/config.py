@@ -51,6 +51,19 @@ class Clickhouse(Struct, forbid_unknown_fields=True):
         str, Meta(description="when named: ReplicatedMergeTree and Distributed tables, ON CLUSTER")
     ] = ""
     ca_file: Annotated[str, Meta(description="trust this certificate authority with https://")] = ""
+    retention_days: Annotated[
+        dict[str, Annotated[int, Meta(ge=1, le=36_500)]],
+        Meta(description="stream: days, where they are other than declared; of tables made from now on"),
+    ] = {}
+    storage_policy: Annotated[
+        str, Meta(description="of the server's, for tables made from now on", pattern=r"^[\w-]{0,60}$")
+    ] = ""
+    cold_volume: Annotated[
+        str, Meta(description="volume of that policy that old parts move to", pattern=r"^[\w-]{1,60}$")
+    ] = "cold"
+    cold_days: Annotated[
+        int, Meta(description="at this age they move; 0: never, or as the policy itself says", ge=0)
+    ] = 0
 
 
 class Store(Struct, forbid_unknown_fields=True):

@@ -88,9 +88,12 @@ def create(stream: Stream, config: Clickhouse) -> list[str]:
     by host, so that one host's rows stay together.
     """
     name = f"{quote(config.database)}.{quote(stream.name)}"
+    days = config.retention_days.get(stream.name, stream.ttl_days)
+    cold = (config.cold_volume, config.cold_days) if config.storage_policy and config.cold_days else None
+    policy = f"storage_policy = '{config.storage_policy}', " if config.storage_policy else ""
     clauses = (
         f"PARTITION BY toDate(ts) ORDER BY ({', '.join(stream.order)}) "
-        f"{storage.life(stream.storage, stream.ttl_days)} SETTINGS index_granularity = 8192, "
+        f"{storage.life(stream.storage, days, cold)} SETTINGS {policy}index_granularity = 8192, "
         f"ttl_only_drop_parts = {int(not stream.storage.longer)}, min_bytes_for_wide_part = {WIDE_PART}"
     )
     extras = "".join(f", {kind} {text}" for kind, text in storage.definitions(stream.storage))

@@ -93,9 +93,10 @@ def _sum(expression: str) -> str:
     return expression if HISTOGRAM.fullmatch(expression) else f"sum({expression})"
 
 
-def life(storage: Storage, days: int) -> str:
-    """The table's TTL expression and how it deletes."""
+def life(storage: Storage, days: int, cold: tuple[str, int] | None = None) -> str:
+    """The table's TTL: when rows go; ``cold``: the volume that parts move to, and after how many days."""
+    moved = f", toDateTime(ts) + INTERVAL {cold[1]} DAY TO VOLUME '{cold[0]}'" if cold else ""
     if not storage.longer:
-        return f"TTL toDateTime(ts) + INTERVAL {days} DAY"
+        return f"TTL toDateTime(ts) + INTERVAL {days} DAY{moved}"
     cases = ", ".join(f"`{column}` = '{value}', {longer}" for column, value, longer in storage.longer)
-    return f"TTL toDateTime(ts) + toIntervalDay(multiIf({cases}, {days}))"
+    return f"TTL toDateTime(ts) + toIntervalDay(multiIf({cases}, {days})){moved}"

@@ -84,3 +84,26 @@ def test_the_engine_keeps_sums_and_lets_rows_go_by_importance(store: StoreProces
     finally:
         client.command(f"DROP DATABASE IF EXISTS {config.database} SYNC")
         client.close()
+
+
+def test_retention_and_tiering_are_settings(store: StoreProcess) -> None:
+    """The engine's own policy has one volume, `default`: enough to see that it takes what we declare."""
+    tiered = {"storage_policy": "default", "cold_volume": "default", "cold_days": 14}
+    config = Clickhouse(url=store.url, database=f"tiers{time.monotonic_ns()}", retention_days={"kept": 77},
+                        **tiered)  # fmt: skip
+    client = connect(config, database="")
+    try:
+        for declared, life in ((FULL, "multiIf(verdict = 'drop', 400, 77)"), (record(), "toIntervalDay(77)")):
+            (stream,) = declare.parse("kept", json.loads(json.dumps(declared))).streams
+            for statement in (ddl.database(config), *ddl.create(stream, config)):
+                client.command(statement)
+            made = str(client.command(f"SHOW CREATE TABLE {config.database}.kept")).replace("\\'", "'")
+            assert life in made and "toIntervalDay(14) TO VOLUME 'default'" in made
+            assert "storage_policy = 'default'" in made
+            client.command(f"DROP TABLE {config.database}.kept")
+        clustered = Clickhouse(cluster="prod", **tiered)
+        assert "TO VOLUME 'default'" in ddl.create(stream, clustered)[0]
+        assert "VOLUME" not in ddl.create(stream, Clickhouse(cluster="prod", cold_days=14))[0]
+    finally:
+        client.command(f"DROP DATABASE IF EXISTS {config.database}")
+        client.close()
