@@ -87,13 +87,13 @@ STORY: dict[str, list[dict[str, Any]]] = {
                  "vip": "web", "slot": 17, "reason": "ring"}],
     "tcp_flow": [
         {"host": "web-1", "ts": NOW - 45, "duration_us": 4_000_000, "local_address": v6(VIP),
-         "local_port": 443, "remote_address": v6(CLIENT), "remote_port": 4711, "direction": "in",
-         "ended": "closed",
+         "local_port": 443, "remote_address": v6(CLIENT), "remote_port": 4711, "direction": "accepted",
+         "ended": "fin",
          "bytes_sent": 5000, "bytes_received": 300, "retransmits": 2, "srtt_us": 900, "comm": "nginx",
          "cgroup": "/web"},
         {"host": "web-2", "ts": NOW - 44, "duration_us": 9, "remote_address": v6(ATTACKER), "remote_port": 1,
-         "direction": "in", "ended": "reset", "bytes_sent": 0, "bytes_received": 7, "comm": "sshd",
-         "local_port": 22},
+         "direction": "accepted", "ended": "reset_by_peer", "bytes_sent": 0, "bytes_received": 7,
+         "comm": "sshd", "local_port": 22},
     ],
     "runq_latency": [{"host": "web-1", "ts": NOW - 46, "cgroup": "/web", "count": 4, "sum_ns": 40_000},
                      {"host": "web-1", "ts": NOW - 900, "cgroup": "/web", "count": 1, "sum_ns": 9_000_000}],
@@ -120,9 +120,11 @@ def test_what_an_address_did(config: Path) -> None:
             for row in ask(config, "address", ATTACKER)}  # fmt: skip
     assert rows == {
         ("frames", "drop", "flood-1"): 50, ("frames", "drop", "flood-0"): 10, ("frames", "pass", ""): 10,
-        ("connections", "reset", "in"): 1,
+        ("connections", "reset_by_peer", "accepted"): 1,
     }  # fmt: skip
     assert len(ask(config, "address", ATTACKER, "--since", "30d")) == 3
+    (accepted,) = [row for row in ask(config, "address", ATTACKER) if row["seen"] == "connections"]
+    assert accepted["ports"] == [22], "the port that it came to, not the one it came from"
 
 
 def test_who_wrote_the_rule_that_dropped_a_customer(config: Path) -> None:
@@ -138,7 +140,7 @@ def test_what_changed_before_a_moment(config: Path) -> None:
         ("edge-1", "balancer", f"web {REAL}"),
         ("edge-1", "document filter", "flood-1"),
     ]
-    (old,) = ask(config, "changes", "--host", "edge-2", "--since", "3h", "--until", "1h")
+    (old,) = ask(config, "changes", "--host", "edge-2,edge-3", "--since", "3h", "--until", "1h")
     assert old["who"] == "bob"
 
 
@@ -147,7 +149,7 @@ def test_who_talked_to_an_address(config: Path) -> None:
             for row in ask(config, "contacts", ATTACKER)}  # fmt: skip
     assert rows == {
         ("edge-1", "frames drop", "flood-1"): 50, ("edge-1", "frames drop", "flood-0"): 10,
-        ("edge-1", "frames pass", ""): 10, ("web-2", "connection in", "sshd"): 1,
+        ("edge-1", "frames pass", ""): 10, ("web-2", "connection accepted", "sshd"): 1,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ SELECT * FROM (
     GROUP BY verdict, rule
     UNION ALL
     SELECT 'connections', ended, direction, toString(any(local_address)), uniq(host), uniq(local_address),
-           topK(3)(if(direction = 'in', local_port, remote_port)), toUInt64(count()),
+           topK(3)(if(direction = 'accepted', local_port, remote_port)), toUInt64(count()),
            toUInt64(sum(bytes_sent + bytes_received)), min(ts), max(ts)
     FROM tcp_flow WHERE remote_address = {address:IPv6} AND ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
     GROUP BY ended, direction

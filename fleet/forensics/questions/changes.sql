@@ -1,7 +1,7 @@
 -- What changed before that moment?
 -- Everything that was changed on purpose, or changed by itself, in the window, the newest first: documents that
 -- arrived, rules and probes, the balancer's rings and reals, starts of hosts. `--until` is the moment.
--- @host String = '': only this host
+-- @host String = '': only these hosts, with commas between them
 -- @since 1h
 SELECT ts, host, what, subject, change, who, reason FROM (
     SELECT ts, host, concat('document ', kind) AS what, id AS subject, toString(state) AS change, author AS who,
@@ -21,5 +21,5 @@ SELECT ts, host, what, subject, change, who, reason FROM (
     SELECT min(ts), host, 'host', kernel, 'collector started', '', version FROM host
     GROUP BY host, kernel, version, started
 )
-WHERE ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')} AND ({host:String} = '' OR host = {host:String})
+WHERE ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')} AND ({host:String} = '' OR has(splitByChar(',', {host:String}), host))
 ORDER BY ts DESC LIMIT 500
