@@ -36,13 +36,17 @@ class Part:
     log: Path
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
+    def answers(self) -> bool:
+        """Whether somebody listens at its address."""
+        return _answers(self.address)
+
     def start(self) -> None:
         """Start the process. Raises :class:`BpfleetError` when somebody else keeps its address.
 
         What a killed `bpfleet run` left behind is still ending, and is waited for.
         """
         deadline = time.monotonic() + ENDING_SECONDS
-        while _answers(self.address):
+        while self.answers():
             if time.monotonic() > deadline:
                 where = f"{self.address[0]}:{self.address[1]}"
                 raise BpfleetError(

@@ -82,14 +82,22 @@ def address_text(packed: bytes) -> str:
 
 def columns(stream: Stream, rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     """The columns of a stream whose rows are made in Python; what a row leaves out is 0 or empty."""
-    made: dict[str, Column] = {}
-    for field in stream.fields:
-        if field.avro_kind == "string":
-            made[field.name] = _dictionary([str(row.get(field.name, "")) for row in rows])
-        else:
-            kind = np.float64 if field.avro_kind in ("float", "double") else np.int64
-            made[field.name] = np.array([row.get(field.name, 0) for row in rows], kind)
-    return made
+    return {each.name: column(each, [row.get(each.name) for row in rows]) for each in stream.fields}
+
+
+def column(field: Field, values: Sequence[Any]) -> Column:
+    """One column from plain values: text, numbers, µs, bytes, lists of numbers; None is 0 or empty."""
+    if field.avro_kind == "string":
+        return _dictionary(["" if each is None else str(each) for each in values])
+    if field.avro_kind == "fixed":
+        size = int(field.avro["size"])
+        joined = b"".join(bytes(size) if each is None else each for each in values)
+        return np.frombuffer(joined, np.uint8).reshape(len(values), size)
+    if field.avro_kind == "array":
+        none = [0] * (field.c.count if field.c and field.c.count else 1)
+        return np.array([none if each is None else each for each in values], np.int64)
+    kind = np.float64 if field.avro_kind in ("float", "double") else np.int64
+    return np.array([0 if each is None else each for each in values], kind)
 
 
 def _dictionary(texts: list[str]) -> Dictionary:

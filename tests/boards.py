@@ -9,6 +9,7 @@ from fleet.render import frame
 from fleet.render.dashboard import Dashboard, load, names
 from fleet.render.variables import Choice, expand
 from fleet.render.window import Window
+from fleet.simulate.incidents import planned
 from schemas.clickhouse import connect
 from schemas.config import Clickhouse
 
@@ -27,9 +28,11 @@ class Filled:
         self.end = float(int(time.time()))
         client = connect(self.config, database="")
         fill.make(client, self.database)
+        planted = planned(fill.fleet(self.end - SPAN, self.end))
+        effects = [effect for each in planted for effect in each.effects]
         for name in fill.COLUMNS:
             rows = ROWS.get(name, USUAL)
-            fill.insert(client, self.database, name, rows, self.end - SPAN, self.end)
+            fill.insert(client, self.database, name, rows, self.end - SPAN, self.end, effects)
         client.close()
         self.client = connect(self.config)
         self.window = Window.of(self.end - SPAN, self.end)
