@@ -8,11 +8,11 @@ window of a rule is far longer than the seconds that a row takes to its table. L
 from typing import Any
 
 from dashboards.source import attacks, balancer, fleet, host, network, pipeline
+from dashboards.source.firing import against_past, drops
 from dashboards.source.panels import TABLE, target
 from dashboards.source.provisioning import FOLDER, UID
 
 TIME = "$__timeFilter(ts)"
-RECENT = "ts > $__toTime - 300"  # of a longer window: what is compared with its past
 BOARDS = {
     module.DASHBOARD["uid"]: module.DASHBOARD
     for module in (attacks, balancer, fleet, host, network, pipeline)
@@ -71,19 +71,6 @@ GROUP BY id"""
 MITIGATED = "if(after = 0, 0, after_dropped / after)"
 
 
-def against_past(part: str, per: str, table: str, floor: float) -> str:
-    """How far the last five minutes are above three times the hour before and above ``floor``: 1 is at it."""
-    return f"""
-SELECT host, share / greatest({floor}, 3 * before) AS value FROM (
-  SELECT host, sumIf({part}, {RECENT}) / greatest(sumIf({per}, {RECENT}), 1) AS share,
-    sumIf({part}, NOT {RECENT}) / greatest(sumIf({per}, NOT {RECENT}), 1) AS before
-  FROM {table} WHERE {TIME} GROUP BY host)"""
-
-
-DROPS = f"""(
-  SELECT host, ts, interval_us, sum(packets) AS packets
-  FROM packet_drop_count WHERE {TIME} GROUP BY host, ts, interval_us)"""
-
 HOSTS = [
     rule(
         "host-verdict",
@@ -129,7 +116,7 @@ SELECT host, cgroup, count() AS value FROM oom_kill WHERE {TIME} GROUP BY host, 
     rule(
         "drops",
         "Many packets dropped",
-        against_past("packets", "interval_us / 1e6", DROPS, 100),
+        against_past("packets", "interval_us / 1e6", drops(), 100),
         above=1,
         window=3_600,
         lasting="1m",

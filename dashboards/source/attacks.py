@@ -13,7 +13,19 @@ from dashboards.source.panels import (
     thresholds,
     timeseries,
 )
-from dashboards.source.parts import BY_MINUTE, HERE, HERE_BY_MINUTE, HOSTS, MARKS, TIME, WHERE, address, share
+from dashboards.source.parts import (
+    BY_MINUTE,
+    EVER,
+    FROM_BEFORE,
+    HERE,
+    HERE_BY_MINUTE,
+    HOSTS,
+    MARKS,
+    TIME,
+    WHERE,
+    address,
+    share,
+)
 
 RULES = "$__conditionalAll(rule IN (${rule:singlequote}), $rule)"
 RULE = many(
@@ -51,12 +63,15 @@ FROM (SELECT id, revision, {", ".join(FIELDS)} FROM attack WHERE {TIME}) GROUP B
 TO_FIRST_DROP = "if(first_drop < began, NULL, dateDiff('millisecond', began, first_drop) / 1000)"
 # An attack's target is an address or a prefix; as a range of IPv6 addresses either prunes the table's key.
 TARGET = f"""
-WITH assumeNotNull((SELECT argMax(target, revision) FROM attack WHERE {TIME}
-  AND id = ${{attack:singlequote}})) AS text,
+WITH assumeNotNull((SELECT (argMax(target, revision), argMax(began, revision), argMax(ended, revision))
+  FROM attack WHERE {TIME} AND id = ${{attack:singlequote}})) AS one,
+one.1 AS text,
 splitByChar('/', text) AS parts,
 if(length(parts) > 1, toUInt8OrZero(parts[2]) + if(position(text, ':') > 0, 0, 96), 128) AS bits,
 IPv6CIDRToRange(toIPv6OrDefault(parts[1]), toUInt8(bits)) AS attacked"""
 TO_IT = f"{HERE} AND destination BETWEEN attacked.1 AND attacked.2"
+# While it lasts: an attack that is not over ended in 1970.
+OF_IT = f"{TO_IT} AND ts >= one.2 AND ts <= if(one.3 < one.2, toDateTime64($__toTime, 6), one.3)"
 STATED = f"{HERE_BY_MINUTE} AND {RULES}"
 
 PANELS = [
@@ -163,9 +178,12 @@ GROUP BY time, rule ORDER BY time, rule""",
     states(
         "Rule timeline",
         f"""
-SELECT $__timeInterval(ts) AS time, concat(rule, ' on ', host) AS rule_on_host,
-  argMax(transform(mode, ['none', 'shadow', 'enforce'], [0, 1, 2], 0), ts) AS mode
-FROM filter_event WHERE {HERE} AND {RULES} GROUP BY time, rule_on_host ORDER BY time, rule_on_host""",
+SELECT time, rule_on_host, mode FROM (
+  SELECT {FROM_BEFORE}, concat(rule, ' on ', host) AS rule_on_host,
+    argMax(transform(mode, ['none', 'shadow', 'enforce'], [0, 1, 2], 0), ts) AS mode
+  FROM filter_event WHERE {EVER} AND {HOSTS} AND {RULES} GROUP BY time, rule_on_host)
+WHERE time > $__fromTime OR mode > 0
+ORDER BY time, rule_on_host""",
         {0: ("none", "text"), 1: ("shadow", "blue"), 2: ("enforced", "orange")},
         "Which rule was in force when, on which host. Bad: enforced for days with nobody behind it.",
         link("Fleet", "fleet"),
@@ -216,9 +234,10 @@ FROM packet_sample WHERE {TO_IT} GROUP BY time, verdict ORDER BY time, verdict""
         "Its sources",
         f"""{TARGET}
 SELECT {address("source")} AS address, sum(weight) AS packets
-FROM packet_sample WHERE {TO_IT} GROUP BY source ORDER BY packets DESC LIMIT 15""",
+FROM packet_sample WHERE {OF_IT} GROUP BY source ORDER BY packets DESC LIMIT 15""",
         "short",
-        "Who sends most to the target. Bad: few sources with all of it; spoofed ones are many and even.",
+        "Who sends most to the target while the attack lasts. Bad: few sources with all of it; spoofed "
+        "ones are many and even.",
         link("Network", "network"),
         size=(12, 8),
     ),
@@ -229,8 +248,8 @@ SELECT ts AS time, host, {address("source")} AS source_address,
   {address("destination")} AS destination_address, protocol,
   source_port, destination_port, length, ttl, tcp_flags, verdict, rule, weight,
     hex(substring(toString(raw), 1, captured)) AS bytes
-FROM packet_sample WHERE {TO_IT} ORDER BY ts DESC LIMIT 100""",
-        "The latest samples to the target, with the first "
+FROM packet_sample WHERE {OF_IT} ORDER BY ts DESC LIMIT 100""",
+        "The latest samples to the target while the attack lasted, with the first "
         "bytes of each frame. Bad: payloads that are all the same.",
         link("Host", "host"),
         units={"time": "dateTimeAsIso", "length": "bytes", "weight": "short"},

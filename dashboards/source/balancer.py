@@ -14,7 +14,18 @@ from dashboards.source.panels import (
     thresholds,
     timeseries,
 )
-from dashboards.source.parts import BY_MINUTE, EVER, HERE, HERE_BY_MINUTE, HOSTS, MARKS, WHERE, address, share
+from dashboards.source.parts import (
+    BY_MINUTE,
+    EVER,
+    FROM_BEFORE,
+    HERE,
+    HERE_BY_MINUTE,
+    HOSTS,
+    MARKS,
+    WHERE,
+    address,
+    share,
+)
 
 VIPS = "$__conditionalAll(vip IN (${vip:singlequote}), $vip)"
 VIP = many(
@@ -172,9 +183,8 @@ FROM lb_event WHERE {EVENTS} AND event IN ('ring', 'drained') ORDER BY ts DESC L
     states(
         "Health of reals",
         f"""
-SELECT $__timeInterval(ts) AS time, concat(vip, ' ', real) AS server, argMax(if(state = 'up', 1, 2),
-  ts) AS health
-FROM lb_event WHERE {EVENTS} AND event = 'health' GROUP BY time, server ORDER BY time, server""",
+SELECT {FROM_BEFORE}, concat(vip, ' ', real) AS server, argMax(if(state = 'up', 1, 2), ts) AS health
+FROM lb_event WHERE {LASTING} AND event = 'health' GROUP BY time, server ORDER BY time, server""",
         {1: ("up", "green"), 2: ("down", "red")},
         "Transitions of each real as its balancers judge it; the colour holds until "
         "the next. Bad: red, or stripes: it flaps.",

@@ -1,6 +1,7 @@
 """Fleet: what is wrong now, who stands out, and is the pipeline itself well?"""
 
 from dashboards.source.board import dashboard
+from dashboards.source.firing import FIRING
 from dashboards.source.panels import ANY_IS_BAD, bars, link, row, row_link, stat, states, table, thresholds
 from dashboards.source.parts import EVER, HERE_BY_MINUTE, HOSTS, MARKS, TIME, WHERE, hosts, share
 
@@ -156,15 +157,25 @@ PANELS = [
     ),
     stat(
         "Alerts that fire",
-        f"""
-SELECT count() AS alerts FROM ({LAST_STATE} HAVING state = 'active'
-  UNION ALL SELECT argMax(verdict, ts) AS state FROM verdict WHERE {TIME} AND rank = 1 AND {TARGETS}
-  GROUP BY target_host HAVING state NOT IN ('nothing_wrong', 'no_data'))""",
+        f"SELECT count() AS alerts FROM ({FIRING})",
         "short",
-        "What the alert rules on verdicts and attacks would fire for at the end of this window; the "
-        "others are in Grafana's Alerting. Bad: above 0: somebody should be on it.",
+        "What the alert rules fire for at the end of this window, line by line in the table below. Bad: "
+        "above 0: somebody should be on it.",
         link("Attacks", "attacks"),
         steps=ANY_IS_BAD,
+    ),
+    table(
+        "What fires now",
+        f"""
+SELECT severity, what, host, since FROM ({FIRING})
+ORDER BY severity, since DESC LIMIT 200""",
+        "Everything that is wrong at the end of this window, critical first, the newest on top. Bad: any "
+        "line; its host leads to where it shows. Each has an alert rule that says what to do.",
+        link("Load balancer", "balancer"),
+        units={"since": "dateTimeFromNow"},
+        links={"host": TO_HOST},
+        words={"severity": {"critical": "red", "warning": "orange"}},
+        size=(24, 7),
     ),
     table(
         "Verdict of each host",

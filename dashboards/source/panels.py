@@ -128,8 +128,9 @@ def table(
     title: str, sql: str, bad: str, link: dict[str, str], *,
     units: dict[str, str] | None = None, links: dict[str, dict[str, str]] | None = None,
     unit: str = "none", size: tuple[int, int] = (24, 8), colors: dict[str, Any] | None = None,
+    words: dict[str, dict[str, str]] | None = None,
 ) -> Panel:  # fmt: skip
-    """Rows; ``units``, ``links`` and ``colors`` are of columns by their names."""
+    """Rows; ``units``, ``links``, ``colors``, ``words`` (text → its colour) are of columns by their names."""
     properties: dict[str, list[dict[str, Any]]] = {}
     for name, each in (units or {}).items():
         properties.setdefault(name, []).append({"id": "unit", "value": each})
@@ -138,6 +139,14 @@ def table(
     for name, steps in (colors or {}).items():
         background = {"id": "custom.cellOptions", "value": {"type": "color-background", "mode": "basic"}}
         properties.setdefault(name, []).extend([background, {"id": "thresholds", "value": steps}])
+    for name, shades in (words or {}).items():
+        shown = {text: {"color": color, "index": n} for n, (text, color) in enumerate(shades.items())}
+        cell: dict[str, Any] = {
+            "id": "custom.cellOptions",
+            "value": {"type": "color-background", "mode": "basic"},
+        }
+        mapped = {"id": "mappings", "value": [{"type": "value", "options": shown}]}
+        properties.setdefault(name, []).extend([cell, mapped])
     overrides = [
         {"matcher": {"id": "byName", "options": name}, "properties": found}
         for name, found in properties.items()

@@ -28,6 +28,8 @@ HERE = f"{TIME} AND {HOSTS}"
 MINUTE = "$__timeFilter(toStartOfMinute(ts))"
 # What holds at the end of the window may have begun long before it: for small tables of changes.
 EVER = "ts <= $__toTime AND ts > $__toTime - INTERVAL 30 DAY"
+# Changes, and at the beginning of the window the state that held by then.
+FROM_BEFORE = "greatest($__timeInterval(ts), $__fromTime) AS time"
 HERE_BY_MINUTE = f"{MINUTE} AND {HOSTS}"
 BY_MINUTE = "$__timeInterval(toStartOfMinute(ts)) AS time"
 BY_TIME = "$__timeInterval(ts) AS time"
@@ -101,7 +103,7 @@ def address(column: str) -> str:
 
 def share(part: str, whole: str) -> str:
     """``part / whole``, 0 where there is nothing."""
-    return f"if({whole} = 0, 0, {part} / {whole})"
+    return f"if(({whole}) = 0, 0, ({part}) / ({whole}))"
 
 
 def buckets(values: str, count: int = 27) -> str:

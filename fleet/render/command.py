@@ -89,7 +89,7 @@ def _render(client: Any, board: Any, window: Any, given: Mapping[str, list[str]]
         try:
             own = panel.window(window)
             frames = {ref: frame.ask(client, expand(sql, choices, own)) for ref, sql in panel.queries.items()}
-            drawn.append(page.Drawn(panel, *draw.draw(panel, frames, number)))
+            drawn.append(page.Drawn(panel, *draw.draw(panel, frames, number, window)))
         except Exception as error:
             if _lost(error):
                 raise

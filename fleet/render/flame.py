@@ -1,5 +1,6 @@
 """A flame graph as plotly's icicle: the root on top, callees below, as wide as their share."""
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,6 @@ from fleet.render import units
 from fleet.render.dashboard import Panel
 from fleet.render.frame import Frame
 
-WARM = "#ff9830"
 GREY = "#c7d0d9"
 
 
@@ -23,8 +23,8 @@ def figure(panel: Panel, frames: Mapping[str, Frame]) -> dict[str, Any]:
     shown = [units.show(a, panel.unit) + (f" → {units.show(b, panel.unit)}" if compared else "")
              for a, b in zip(left, right, strict=True)]  # fmt: skip
     colors = [
-        _changed(a / total_left, b / total_right) if compared else GREY if level == 0 else WARM
-        for level, a, b in zip(levels, left, right, strict=True)
+        _changed(a / total_left, b / total_right) if compared else _warm(level, label)
+        for level, label, a, b in zip(levels, labels, left, right, strict=True)
     ]
     trace = {
         "type": "icicle",
@@ -41,7 +41,15 @@ def figure(panel: Panel, frames: Mapping[str, Frame]) -> dict[str, Any]:
         "hovertemplate": "%{label}<br>%{text}<br>%{percentRoot:.2%} of all<extra></extra>",
         "textinfo": "label",
     }
-    return {"data": [trace], "layout": {"margin": {"l": 4, "r": 4, "t": 24, "b": 4}}}
+    # A name that does not fit is left out, rather than drawn too small to read.
+    layout = {"margin": {"l": 4, "r": 4, "t": 24, "b": 4}, "uniformtext": {"minsize": 9, "mode": "hide"}}
+    return {"data": [trace], "layout": layout}
+
+
+def _warm(level: int, label: str) -> str:
+    """A colour between red and yellow, the same for one name wherever it is."""
+    place = zlib.crc32(label.encode())
+    return GREY if level == 0 else f"hsl({18 + place % 28},95%,{58 + place // 28 % 10}%)"
 
 
 def parents_of(levels: list[int]) -> list[int]:

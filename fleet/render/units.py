@@ -51,7 +51,7 @@ def _scaled(value: float, name: str) -> str:
 def axis(unit: str) -> dict[str, Any]:
     """What an axis of plotly's needs for that unit."""
     if unit in ("percentunit", "percent"):
-        return {"tickformat": ".1%"} if unit == "percentunit" else {"ticksuffix": " %"}
+        return {"tickformat": ".3~%"} if unit == "percentunit" else {"ticksuffix": " %"}
     if unit in _RATES:
         return {"tickformat": ".3~s", "ticksuffix": _RATES[unit]}
     if unit in _TIME:
