@@ -74,8 +74,6 @@ Examples:
 @click.pass_context
 def root(ctx: click.Context, file: str | None) -> None:
     """See, steer and defend a fleet of Linux hosts with eBPF, and ask it with SQL."""
-    if file:
-        os.environ["BPFLEET_CONFIG"] = file  # parts that a command starts have the same settings
     asks_for_help = any(each in ("-h", "--help") for each in sys.argv)
     ctx.obj = config.Config() if asks_for_help else config.load(file)
 

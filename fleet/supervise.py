@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+import click
+
 from schemas.config import Config
 from schemas.errors import BpfleetError, UsageError
 
@@ -25,6 +27,13 @@ READY_SECONDS = 180.0  # a part that ends is noticed at once; one that is only s
 def _die_with_parent() -> None:
     """In the child, before it becomes the part: even a killed `bpfleet run` leaves nothing behind."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _same_settings() -> list[str]:
+    """``--config FILE``, where the command that starts a part was given it."""
+    context = click.get_current_context(silent=True)
+    file = context.find_root().params.get("file") if context else None
+    return ["--config", file] if file else []
 
 
 @dataclass
@@ -53,7 +62,7 @@ class Part:
                     f"{where} is in use, {self.name} needs it; stop what runs there or set another address"
                 )
             time.sleep(0.1)
-        command = [sys.executable, "-m", "fleet", self.name]
+        command = [sys.executable, "-m", "fleet", *_same_settings(), self.name]
         with self._open_log() as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
