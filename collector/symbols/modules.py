@@ -11,7 +11,7 @@ from collector.symbols.elf import Elf, InvalidElf
 from collector.symbols.space import DELETED, PROC, Mapped
 from collector.symbols.vdso import vdso
 
-BYTES = 24 << 20  # of symbol arrays in memory
+BYTES = 12 << 20  # of symbol arrays in memory; frames that were named are kept apart
 FILES = 96  # open at once
 AGAIN_S = 30.0  # after which a file that could not be read is tried again
 DEBUG = "/usr/lib/debug/.build-id"
