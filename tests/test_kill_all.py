@@ -119,7 +119,7 @@ def test_every_number_once_whatever_dies(whole: tuple[config.Config, dict[str, A
 def _declared(losses: Path) -> None:
     """The collector has asked Kafka what arrived before it was killed, and told of the rest."""
     deadline = time.monotonic() + 60
-    while json.loads(losses.read_text()) and time.monotonic() < deadline:
+    while losses.exists() and json.loads(losses.read_text()) and time.monotonic() < deadline:
         time.sleep(0.2)
 
 
