@@ -9,8 +9,11 @@ replayed message runs into.
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -21,8 +24,9 @@ from schemas.desired import Document, Kind, Refused, Sealed, Trust, now_us
 
 log = logging.getLogger("bpfleet.collector")
 DAY_US = 86_400_000_000
-MAX_DOCUMENTS = 10_000  # for one host, all kinds together
-MAX_NUMBERS = 100_000  # revisions remembered
+MAX_DOCUMENTS = 10_000  # of one kind, for one host: unsigned kinds take no room from others
+MAX_NUMBERS = 100_000  # of one kind: revisions remembered
+SLACK_BYTES = 64 << 20  # of appended lines while it runs: likewise
 SLACK_LINES = 200  # more stale lines than this, and than entries: the log is written anew
 
 
@@ -61,7 +65,9 @@ class Ledger:
         self._file = Path(config.state_dir) / "desired" / "accepted.jsonl"
         self._log: int | None = None
         self.entries: dict[str, Accepted] = {}
-        self._held: set[str] = set()  # names of the entries that are for this host
+        self._held: dict[str, set[str]] = {each: set() for each in kinds}  # names of those for this host
+        self._numbers: Counter[str] = Counter()  # entries of each kind
+        self._appended, self._bound = 0, SLACK_BYTES  # bytes since the log was written anew
 
     # ── Judging ──────────────────────────────────────────────────────────────────────────────────
 
@@ -92,32 +98,37 @@ class Ledger:
             raise Refused(f"revision {document.revision} is not newer than {newest}, which was accepted here")
         kind.judge(document)
         mine = document.scope.covers(self._host, self._labels)
-        self._check_room(document.name, mine)
+        self._check_room(document, mine)
         until = document.expires if known is None else _later(known.until, document.expires)
         kept = document if mine else msgspec.structs.replace(document, spec=None)
         return Accepted(kept, digest, signer, source, mine, until, time.monotonic())
 
-    def _check_room(self, name: str, mine: bool) -> None:
-        if mine and name not in self._held and len(self._held) >= MAX_DOCUMENTS:
-            self._held = {each.document.name for each in self.live(now_us())}
-        if mine and name not in self._held and len(self._held) >= MAX_DOCUMENTS:
-            raise Refused(f"this host already holds {MAX_DOCUMENTS:,} documents; remove some")
-        if name not in self.entries and len(self.entries) >= MAX_NUMBERS:
-            raise Refused(f"this host already remembers {MAX_NUMBERS:,} documents; use fewer ids")
+    def _check_room(self, document: Document, mine: bool) -> None:
+        kind, name = document.kind, document.name
+        if mine and name not in self._held[kind] and len(self._held[kind]) >= MAX_DOCUMENTS:
+            now = now_us()
+            self._held[kind] = {each for each in self._held[kind] if self.entries[each].live(now)}
+        if mine and name not in self._held[kind] and len(self._held[kind]) >= MAX_DOCUMENTS:
+            raise Refused(f"this host already holds {MAX_DOCUMENTS:,} documents of {kind}; remove some")
+        if name not in self.entries and self._numbers[kind] >= MAX_NUMBERS:
+            raise Refused(f"this host already remembers {MAX_NUMBERS:,} documents of {kind}; use fewer ids")
 
     def _keep(self, accepted: Accepted) -> None:
-        name = accepted.document.name
+        name, kind = accepted.document.name, accepted.document.kind
+        self._numbers[kind] += name not in self.entries
         self.entries[name] = accepted
+        held = self._held.setdefault(kind, set())
         if accepted.mine and not accepted.document.deleted:
-            self._held.add(name)
+            held.add(name)
         else:
-            self._held.discard(name)
+            held.discard(name)
 
     # ── Answers ──────────────────────────────────────────────────────────────────────────────────
 
     def live(self, at_us: int) -> list[Accepted]:
         """What is to be in force on this host now."""
-        return [each for name in self._held if (each := self.entries[name]).live(at_us)]
+        names = chain.from_iterable(self._held.values())
+        return [each for name in names if (each := self.entries[name]).live(at_us)]
 
     def next_expiry(self, at_us: int) -> int | None:
         """When the next live document ends."""
@@ -132,13 +143,25 @@ class Ledger:
 
         A torn or damaged line ends in the log's loss of that document only, and in a warning.
         """
+        found = self._latest()
+        if found is None:
+            return False
+        latest, stale = found
+        for line in latest.values():
+            self._restore(line, refuse)
+        if stale > max(SLACK_LINES, len(latest)):
+            self._rewrite(list(latest.values()))
+        return True
+
+    def _latest(self) -> tuple[dict[str, _Line], float] | None:
+        """The log's last line of each name, and how many others it has (a torn one: no end of them)."""
         try:
             data = self._file.read_bytes()
         except FileNotFoundError:
-            return False
+            return None
         except OSError as error:
             log.warning("cannot read %s: %s; waiting for Kafka instead", self._file, error.strerror)
-            return False
+            return None
         lines = 0
         latest: dict[str, _Line] = {}
         for raw in data.splitlines():
@@ -151,11 +174,8 @@ class Ledger:
             latest[line.name] = line
         horizon = now_us() - DAY_US
         latest = {name: each for name, each in latest.items() if each.until is None or each.until > horizon}
-        for line in latest.values():
-            self._restore(line, refuse)
-        if lines - len(latest) > max(SLACK_LINES, len(latest)) or (data and not data.endswith(b"\n")):
-            self._rewrite(list(latest.values()))
-        return True
+        torn = bool(data) and not data.endswith(b"\n")
+        return latest, inf if torn else lines - len(latest)
 
     def _restore(self, line: _Line, refuse: Callable[[Sealed, str], None]) -> None:
         if line.sealed is not None:
@@ -179,9 +199,21 @@ class Ledger:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
                 self._log = os.open(self._file, flags, 0o600)
             os.write(self._log, data)
+            self._appended += len(data)
+            if self._appended > self._bound:
+                self._tidy()
         except OSError as error:
             log.warning("cannot keep desired state in %s: %s; it lasts until the next restart only",
                         self._file, error.strerror)  # fmt: skip
+
+    def _tidy(self) -> None:
+        """Write the log anew while it runs, so that many revisions do not fill the disk."""
+        found = self._latest()
+        if found is not None:
+            self.close()
+            self._rewrite(list(found[0].values()))
+        self._appended = 0
+        self._bound = max(SLACK_BYTES, self._file.stat().st_size)
 
     def begin(self) -> None:
         """Kafka's topic was read whole: from now on there is a state, even if it is empty."""

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from schemas import topics
-from schemas.admin import COMPACTED, QUIET, make_topics
+from schemas.admin import ANYONE, COMPACTED, QUIET, make_topics, unpackable
 from schemas.config import Config, kafka_options
 from schemas.errors import BpfleetError
 
@@ -26,6 +26,7 @@ CONSUMER = {
     "fetch.wait.max.ms": 500,
     "queued.max.messages.kbytes": 8192,
     "socket.keepalive.enable": True,
+    **ANYONE,
     **QUIET,
 }
 
@@ -41,6 +42,7 @@ class DesiredTopic:
         self._assigned = False
         self._ask_at = 0.0
         self._end = 0  # of what was there at the start
+        self._next = 0  # behind what could not be unpacked
         self.whole = False  # everything that was there at the start has been handed out
         self._trouble = ""
 
@@ -55,6 +57,8 @@ class DesiredTopic:
             if message.error() is None:
                 found.append((message.key(), message.value()))
                 self.whole = self.whole or message.offset() + 1 >= self._end
+            elif unpackable(message.error()):
+                self._pass_over(message)
             else:
                 self._heed(message.error())
             message = self._consumer.poll(0) if self._assigned and len(found) < AT_ONCE else None
@@ -94,6 +98,15 @@ class DesiredTopic:
         self._assigned, self._trouble = True, ""
         self.whole = self.whole or place.offset >= self._end
         return True
+
+    def _pass_over(self, message: Any) -> None:
+        """Go on behind a batch that cannot be unpacked, an offset at a time: what it covers is unknown."""
+        from confluent_kafka import TopicPartition
+
+        self._next = max(self._next, message.offset()) + 1
+        self._complain(f"{topics.DESIRED}: passed over: {message.error().str()}")
+        self._consumer.seek(TopicPartition(topics.DESIRED, 0, self._next))
+        self.whole = self.whole or self._next >= self._end
 
     def _heed(self, error: Any) -> None:
         from confluent_kafka import KafkaError

@@ -8,7 +8,7 @@ from typing import Any
 
 from fleet.topic_reader import read
 from schemas import declare, rows, topics, wire
-from schemas.admin import PATIENCE, QUIET, prepare, watermarks
+from schemas.admin import ANYONE, PATIENCE, QUIET, prepare, watermarks
 from schemas.columns import InvalidBatch
 from schemas.config import Config, kafka_options
 from schemas.desired import Document, now_us
@@ -16,7 +16,8 @@ from schemas.errors import BpfleetError, UsageError
 from schemas.topics import Catalog, read_catalog
 
 HEARTBEAT_S = 75  # a host that said nothing for longer is not expected to answer
-CONSUMER = {"group.id": "bpfleet-applied", "enable.auto.commit": False, "auto.offset.reset": "latest"}
+CONSUMER = {"group.id": "bpfleet-applied", "enable.auto.commit": False, "auto.offset.reset": "latest",
+            **ANYONE}  # fmt: skip
 
 
 @dataclass(frozen=True)

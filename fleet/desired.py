@@ -14,16 +14,16 @@ import msgspec
 
 from fleet.events import Events
 from schemas import declare, desired, topics
-from schemas.admin import COMPACTED, PATIENCE, QUIET, prepare, watermarks
+from schemas.admin import ANYONE, COMPACTED, PATIENCE, QUIET, prepare, unpackable, watermarks
 from schemas.config import Config, kafka_options
-from schemas.desired import Document, Kind, Refused, Scope, Sealed, now_us
+from schemas.desired import Document, Kind, Refused, Scope, Sealed, Trust, now_us
 from schemas.errors import BpfleetError, UsageError
-from schemas.signing import PrivateKey, private_key
+from schemas.signing import PrivateKey, private_key, trusted_keys
 
 DAY_US = 86_400_000_000
 SWEEP = 200  # long expired documents taken off the topic with one publication
 CONSUMER = {"group.id": "bpfleet-desired", "enable.auto.commit": False, "auto.offset.reset": "earliest",
-            "enable.partition.eof": True,
+            "enable.partition.eof": True, **ANYONE,
             "fetch.wait.max.ms": 10}  # fmt: skip  # other requests queue behind a fetch that waits
 TRAIL = declare.streams()["desired"]
 
@@ -43,7 +43,11 @@ class Draft:
 
 
 class Board:
-    """The topic, whole and current, and the pen to write on it. For one thread; may stay open for days."""
+    """The topic, whole and current, and the pen to write on it. For one thread; may stay open for days.
+
+    What an operator edits is signed anew, so nothing is built upon that hosts would refuse: where keys are
+    known (``collector.trusted_keys``, and our own), documents of others are in ``doubtful`` only.
+    """
 
     def __init__(self, config: Config, key: PrivateKey | None = None) -> None:
         """``key`` signs; None: that of ``operator.key_file``, if one is set. Touches no server yet."""
@@ -55,6 +59,10 @@ class Board:
         self.events = Events(config)  # the trail, and what else its owner ships
         self._prepared = False
         self.documents: dict[str, Sealed] = {}  # by name; as of the last refresh
+        self.doubtful: dict[str, tuple[Sealed, str]] = {}  # the last that is not believed, and why
+        own = {self._key.public.text: self._key.public} if self._key else {}
+        self._trust = Trust(trusted_keys(config.collector.trusted_keys) | own,
+                            tuple(config.collector.signed_kinds))  # fmt: skip
 
     @property
     def author(self) -> str:
@@ -64,7 +72,7 @@ class Board:
     # ── Reading ──────────────────────────────────────────────────────────────────────────────────
 
     def refresh(self) -> dict[str, Sealed]:
-        """Read on to the topic's end; the newest readable document of each name, ended ones included.
+        """Read on to the topic's end; the highest believed revision of each name, ended ones included.
 
         Raises :class:`BpfleetError` when Kafka does not answer. Unreadable messages are passed over: hosts
         refuse them, and say so.
@@ -78,7 +86,7 @@ class Board:
                 return self.documents
             low, high = watermarks(consumer, place)
             if high < self._offset:  # the topic was made anew
-                self._offset, self.documents = 0, {}
+                self._offset, self.documents, self.doubtful = 0, {}, {}
             consumer.assign([TopicPartition(topics.DESIRED, 0, max(low, self._offset))])
             self._offset = max(low, self._offset)
             self._read_to(consumer, high)
@@ -88,7 +96,7 @@ class Board:
         return self.documents
 
     def _read_to(self, consumer: Any, high: int) -> None:
-        from confluent_kafka import KafkaError
+        from confluent_kafka import KafkaError, TopicPartition
 
         while self._offset < high:
             message = consumer.poll(PATIENCE)
@@ -100,20 +108,39 @@ class Board:
                 self._keep(message.key() or b"", message.value())
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._offset = high
+            elif unpackable(error):
+                self._offset = max(self._offset, message.offset()) + 1
+                consumer.seek(TopicPartition(topics.DESIRED, 0, self._offset))
             elif not error.retriable():
                 raise BpfleetError(f"cannot read {topics.DESIRED}: {error.str()}")
 
     def _keep(self, key: bytes, value: bytes | None) -> None:
         name = key.decode("utf-8", "replace")
-        if value is None:
-            self.documents.pop(name, None)
+        known = self.documents.get(name)
+        if value is None:  # it ends nothing on hosts either
+            if known is not None and (known.document.deleted or known.document.expired(now_us())):
+                del self.documents[name]
+            self.doubtful.pop(name, None)
             return
         try:
             sealed = desired.unseal(value)
         except Refused:
             return
-        if sealed.document.name == name:
+        if sealed.document.name != name:
+            return
+        try:
+            self._trust.signer(sealed)
+        except Refused as error:
+            self.doubtful[name] = (sealed, str(error).replace("this host", "this machine"))
+            return
+        if known is None or sealed.document.revision > known.document.revision:
             self.documents[name] = sealed
+
+    def doubt(self, name: str) -> str:
+        """What to add to "there is no NAME": why the one on the topic is not believed, if there is one."""
+        if name not in self.doubtful:
+            return ""
+        return f" that can be believed: the one on the topic is {self.doubtful[name][1]}"
 
     def _open(self) -> Any:
         from confluent_kafka import Consumer
@@ -137,15 +164,23 @@ class Board:
         known = self.refresh()
         return self._send([self._document(each, known) for each in drafts])
 
-    def delete(self, names: Iterable[str], comment: str = "") -> list[Document]:
-        """End the documents of these names (`kind/id`), by tombstones. Raises :class:`UsageError`."""
+    def delete(self, names: Iterable[str], comment: str = "", *, unseen: bool = False) -> list[Document]:
+        """End the documents of these names (`kind/id`), by tombstones. Raises :class:`UsageError`.
+
+        ``unseen``: also those that the topic does not have (any more): a host may have them in force.
+        """
         known = self.refresh()
         tombstones = []
         for name in names:
             sealed = known.get(name)
-            if sealed is None or sealed.document.deleted:
-                raise UsageError(f"there is no {name}; `bpfleet desired list` shows what there is")
-            last = sealed.document
+            if unseen and sealed is None:
+                kind, _, identity = name.partition("/")
+                last = Document(kind=kind, id=identity, revision=1, created=0)
+            elif sealed is None or sealed.document.deleted:
+                doubt = self.doubt(name)
+                raise UsageError(f"there is no {name}{doubt}; `bpfleet desired list` shows what there is")
+            else:
+                last = sealed.document
             tombstones.append(
                 msgspec.structs.replace(
                     last, revision=max(now_us(), last.revision + 1), created=now_us(), author=self.author,

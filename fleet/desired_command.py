@@ -55,12 +55,10 @@ def list_(config: Config, kind: str | None, everything: bool, as_json: bool) -> 
     finally:
         board.close()
     now = now_us()
-    rows = [
-        _row(each, now)
-        for each in found
-        if kind in (None, each.document.kind)
-        and (everything or not (each.document.deleted or each.document.expired(now)))
-    ]
+    rows = [_row(each, now) for each in found
+            if everything or not (each.document.deleted or each.document.expired(now))]  # fmt: skip
+    rows += [_row(each, now) | {"state": "not believed"} for each, _ in board.doubtful.values()]
+    rows = [each for each in rows if kind in (None, each["document"].partition("/")[0])]
     if as_json:
         click.echo(json.dumps(rows, ensure_ascii=False, indent=2))
         return
@@ -101,7 +99,8 @@ def show(config: Config, name: str, as_json: bool) -> None:
     finally:
         board.close()
     if sealed is None:
-        raise UsageError(f"there is no {name}; `bpfleet desired list --all` shows what there is")
+        doubt = board.doubt(name)
+        raise UsageError(f"there is no {name}{doubt}; `bpfleet desired list --all` shows what there is")
     document = sealed.document
     heard = history(config, document)
     answers: dict[tuple[str, str], Answer | None] = dict.fromkeys(
@@ -124,11 +123,12 @@ def show(config: Config, name: str, as_json: bool) -> None:
 
 @desired.command()
 @click.argument("names", metavar="KIND/ID...", nargs=-1, required=True)
+@click.option("--unseen", is_flag=True, help="Also what the topic no longer has: hosts may.")
 @publish_options
 @click.pass_obj
-def rm(config: Config, names: tuple[str, ...], how: How) -> None:
+def rm(config: Config, names: tuple[str, ...], unseen: bool, how: How) -> None:
     """End documents: hosts stop doing what they say."""
-    how.run(config, lambda board: board.delete(names, how.comment))
+    how.run(config, lambda board: board.delete(names, how.comment, unseen=unseen))
 
 
 LOG = """

@@ -94,7 +94,8 @@ def _publish(
 
     known, former = _known(board, name)
     if known is None and must_exist:
-        raise UsageError(f"there is no lb/{name}; `bpfleet lb apply FILE` publishes one")
+        doubt = board.doubt(f"lb/{name}")
+        raise UsageError(f"there is no lb/{name}{doubt}; `bpfleet lb apply FILE` publishes one")
     wanted = change(known or model.Balancer())
     if scope is None or scope == desired.Scope():
         scope = former or desired.Scope()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from schemas.admin import ANYONE
 from schemas.errors import UsageError
 from schemas.topics import unreachable
 
@@ -18,7 +19,8 @@ def read(
     from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, TopicPartition
 
     consumer = Consumer({
-        **options, "group.id": "bpfleet-cat", "enable.auto.commit": False, "enable.partition.eof": True,
+        **options, **ANYONE, "group.id": "bpfleet-cat", "enable.auto.commit": False,
+        "enable.partition.eof": True,
     })  # fmt: skip
     try:
         listed = consumer.list_topics(topic, timeout=10).topics[topic]

@@ -19,6 +19,8 @@ def _quiet(_: Any) -> None:
     pass
 
 
+# For those who read what signatures protect: who leaves a transaction open holds up nobody.
+ANYONE = {"isolation.level": "read_uncommitted"}
 QUIET: dict[str, Any] = {"error_cb": _quiet, "log_level": 0}  # their errors come back from their calls too
 
 
@@ -39,6 +41,17 @@ def watermarks(consumer: Any, place: Any) -> tuple[int, int]:
             if error.args[0].code() not in passing or time.monotonic() > end:
                 raise
             time.sleep(0.05)
+
+
+def unpackable(error: Any) -> bool:
+    """Whether a consumer met a batch that it cannot unpack: it would come to it again for ever.
+
+    Whoever reads on asks for the next offset: a batch of a few kilobytes that swells to gigabytes, or is
+    damaged, must not keep what follows from its readers.
+    """
+    from confluent_kafka import KafkaError
+
+    return error.code() in (KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG)
 
 
 def prepare(config: Config, streams: Iterable[Stream], others: Wanted | None = None) -> None:

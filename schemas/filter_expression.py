@@ -19,7 +19,8 @@ from schemas.filter_prefixes import contains, networks
 from schemas.pcap import Instruction, Program
 
 NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"
-PLACEHOLDER = 0x40000000  # a byte loaded from here stands for the flag of that number
+PLACEHOLDER = 0x40000000  # a byte loaded from here on stands for a flag, each with room for …
+PLACEHOLDER_BITS = 16  # … what `pppoes` and `geneve` add to the offsets of all that follows them
 MAX_EXPRESSION = 8_000  # characters
 MAX_MADE = 100_000  # of one that was made from fields
 MAX_FLAGS = 8
@@ -65,7 +66,7 @@ def compile_expression(text: str, most: int = MAX_EXPRESSION) -> Expression:
     def placeholder(question: Question) -> str:
         if question not in flags:
             flags.append(question)
-        return f"ether[{PLACEHOLDER + flags.index(question)}:1] = 1"
+        return f"ether[{PLACEHOLDER + (flags.index(question) << PLACEHOLDER_BITS)}:1] = 1"
 
     plain = _plain(text, placeholder)
     if len(flags) > MAX_FLAGS:

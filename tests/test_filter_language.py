@@ -3,7 +3,9 @@
 import pytest
 from msgspec import ValidationError, convert
 
+from collector.filter.decision import Graph
 from collector.filter.language import Document, Rule, Scope, action, check
+from collector.filter.symbolic import decide
 from schemas.errors import UsageError
 from schemas.filter import Limit
 from schemas.filter_expression import compile_expression
@@ -19,6 +21,17 @@ def test_in_without_direction_means_either() -> None:
     assert compile_expression("in @x").flags == (("source", "x"), ("destination", "x"))
 
 
+@pytest.mark.parametrize("before", ["pppoes and", "mpls 7 or", "geneve 1 and", "vlan and pppoes 3 and"])
+def test_what_shifts_offsets_shifts_no_flags(before: str) -> None:
+    graph = Graph()
+    expression = compile_expression(f"{before} ip and src in @x and not dst in @y")
+    flags = [graph.flag(*each) for each in expression.flags]
+    tested = graph.tested(decide(graph, expression.instructions, flags))
+    asked = frozenset().union(*(graph.leaves[each] for each in tested))
+    assert set(flags) <= asked
+    assert not any(graph.values[each][0] == "constant" and graph.values[each][1] >> 28 == 4 for each in asked)
+
+
 def test_one_flag_for_the_same_question() -> None:
     assert len(compile_expression("src in @x and tcp or src in @x and udp").flags) == 1
 
@@ -28,6 +41,7 @@ def test_one_flag_for_the_same_question() -> None:
     [
         ("udp and and", "syntax error"),
         ("port 53 and frobnicate", "unknown"),
+        ("not (geneve 1 or decnet)", "never wrote"),
         ("host www.example.com", "no address"),
         ("src host router", "no address"),
         ("udp and @bots", "in @name"),

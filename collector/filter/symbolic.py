@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from collector.filter.decision import FALSE, LENGTH, LONGEST, MAX, TRUE, Graph
 from collector.filter.pcap import Instruction
 from schemas.errors import UsageError
-from schemas.filter_expression import PLACEHOLDER
+from schemas.filter_expression import PLACEHOLDER, PLACEHOLDER_BITS
 
 ANCILLARY = (0xFFFFF004, 0xFFFFF008)  # packet type and interface of a socket filter (linux/filter.h)
 MAX_INSTRUCTIONS = 900
 MAX_NODES = 20_000
+UNKNOWN = -1  # a word of scratch memory that was never written; libpcap's interpreter finds garbage there
 
 _SIZES = {0x00: 4, 0x08: 2, 0x10: 1}
 _ALU = {0x00: "+", 0x10: "-", 0x20: "*", 0x30: "/", 0x40: "|", 0x50: "&", 0x60: "<<", 0x70: ">>",
@@ -41,7 +42,7 @@ class Machine:
                 "use an address set or split the rule"
             )
         zero = self.graph.constant(0)
-        return self._at(0, (zero, zero, (zero,) * 16))
+        return self._at(0, (zero, zero, (UNKNOWN,) * 16))
 
     def _at(self, at: int, state: State) -> int:
         key = (at, state)
@@ -94,6 +95,11 @@ class Machine:
         if mode == 0x00:
             return graph.constant(each.k)
         if mode == 0x60:
+            if memory[each.k] == UNKNOWN:
+                raise UsageError(
+                    "libpcap itself would look at memory that it never wrote (after `geneve` or `vxlan`, in "
+                    "an alternative without one); put the alternatives into rules of their own"
+                )
             return memory[each.k]
         if mode == 0x80:
             return LENGTH
@@ -101,9 +107,10 @@ class Machine:
             needs.append((LENGTH, each.k + 1))
             low = graph.operate("&", graph.load(1, -1, each.k), graph.constant(15))
             return graph.operate("<<", low, graph.constant(2))
+        number = each.k + self._added(x) * (mode == 0x40) - PLACEHOLDER >> PLACEHOLDER_BITS
+        if 0 <= number < len(self.flags):
+            return self.flags[number]
         if mode == 0x20:
-            if PLACEHOLDER <= each.k < PLACEHOLDER + len(self.flags):
-                return self.flags[each.k - PLACEHOLDER]
             if each.k in ANCILLARY:
                 raise UsageError(
                     "`inbound`, `outbound` and `ifname` are not supported; give the rule a scope"
@@ -112,6 +119,14 @@ class Machine:
             return graph.load(size, -1, min(each.k, LONGEST))
         needs.append((graph.operate("room", x, LENGTH), min(each.k + size, LONGEST + 1)))
         return graph.load(size, x, min(each.k, LONGEST))
+
+    def _added(self, value: int) -> int:
+        """The constant part of a sum; else 0."""
+        operation, *parts, _ = self.graph.values[value]
+        known = [
+            self.graph.spans[each][0] for each in parts if operation == "+" and self.graph.is_constant(each)
+        ]
+        return known[0] if known else 0
 
     def _arithmetic(self, each: Instruction, a: int, x: int, needs: list[tuple[int, int]]) -> int:
         operation = each.code & 0xF0
