@@ -89,7 +89,7 @@ def attach(program: int, interface: str, *, mode: str = "auto", pin: Path | None
             found.detach()
     index = interface_index(interface)
     try:
-        link = bpf_sys.xdp_link(program, index, mode)
+        link = _link(program, index, mode)
     except BpfError as error:
         if error.errno in (errno.EBUSY, errno.EEXIST):
             raise BpfleetError(
@@ -103,6 +103,16 @@ def attach(program: int, interface: str, *, mode: str = "auto", pin: Path | None
             os.close(link)
             raise
     return Attached(interface, link, pin)
+
+
+def _link(program: int, index: int, mode: str) -> int:
+    """As ``mode`` says; for "auto" by the stack where the driver can but will not, as with jumbo frames."""
+    try:
+        return bpf_sys.xdp_link(program, index, mode)
+    except BpfError as error:
+        if mode != "auto" or error.errno not in (errno.ERANGE, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return bpf_sys.xdp_link(program, index, "generic")
 
 
 def attached(interface: str, pin: Path) -> Attached | None:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import click
 import msgspec
 import yaml
 
@@ -14,7 +15,7 @@ from schemas.clickhouse import connect, explain
 from schemas.config import Config
 from schemas.desired import Document, now_us
 from schemas.errors import BpfleetError, UsageError
-from schemas.filter import Spec, expression_of
+from schemas.filter import FILTER, Spec, expression_of
 from schemas.filter_expression import compile_expression
 
 COUNTED = (
@@ -45,9 +46,13 @@ def rows(config: Config, everything: bool) -> list[dict[str, Any]]:
 def _known(config: Config) -> dict[str, Document]:
     board = Board(config)
     try:
-        return published(board)
+        known = published(board)
     finally:
         board.close()
+    doubtful = sum(each.document.kind == FILTER.name for each, _ in board.doubtful.values())
+    if doubtful:
+        click.echo(f"{doubtful} more on the topic are not believed: `bpfleet desired list filter`", err=True)
+    return known
 
 
 def _row(document: Document, spec: Spec, counted: tuple[int, int, int] | None) -> dict[str, Any]:

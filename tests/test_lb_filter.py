@@ -170,6 +170,17 @@ def test_an_interface_that_went_leaves_nothing(tmp_path: Path) -> None:
         xdp_chain.put_next("test", program, name)
 
 
+def test_a_driver_that_will_not_for_jumbo_frames_leaves_it_to_the_stack() -> None:
+    name = f"bpf{uuid.uuid4().hex[:6]}"
+    run(f"ip link add {name} mtu 9000 type veth peer name {name}p mtu 9000")
+    try:
+        with pytest.raises(BpfleetError, match="try mode generic"):
+            xdp.attach(_passing(), name, mode="native")
+        xdp.attach(_passing(), name).detach()
+    finally:
+        run(f"ip link del {name}")
+
+
 def run(command: str) -> None:
     subprocess.run(command.split(), check=True, capture_output=True)
 
