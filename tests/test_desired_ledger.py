@@ -191,3 +191,31 @@ def test_thousands_of_documents_are_read_back_quickly(tmp_path: Path) -> None:
     back = time.monotonic() - begun
     print(f"\na signed document: {took / 2000 * 1e6:.0f} µs to accept, {back / 2000 * 1e6:.0f} µs read back")
     assert ledger_size == 2000 == len(live(again)) and took < 5
+
+
+def test_an_unsigned_kind_takes_no_room_from_a_signed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desired_ledger, "MAX_DOCUMENTS", 3)
+    monkeypatch.setattr(desired_ledger, "MAX_NUMBERS", 4)
+    ledger = ledger_of(tmp_path)
+    for number in range(3):
+        take(ledger, sealed(None, kind="thing", id=f"t{number}"))
+    with pytest.raises(Refused, match="documents of thing"):
+        take(ledger, sealed(None, kind="thing", id="t9"))
+    take(ledger, sealed())
+    assert "rule/r" in live(ledger)
+
+
+def test_many_revisions_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desired_ledger, "SLACK_BYTES", 20_000)
+    ledger = ledger_of(tmp_path)
+    take(ledger, sealed())
+    for number in range(1, 300):
+        take(ledger, sealed(None, kind="thing", id="t", revision=number))
+    file = next(tmp_path.rglob("accepted.jsonl"))
+    assert file.stat().st_size < 25_000
+    ledger.close()
+    again = ledger_of(tmp_path)
+    assert again.load(lambda *_: None)
+    assert live(again) == {"rule/r": 5, "thing/t": 299}
