@@ -135,6 +135,7 @@ class Board:
             return
         if known is None or sealed.document.revision > known.document.revision:
             self.documents[name] = sealed
+            self.doubtful.pop(name, None)
 
     def doubt(self, name: str) -> str:
         """What to add to "there is no NAME": why the one on the topic is not believed, if there is one."""
@@ -173,12 +174,13 @@ class Board:
         tombstones = []
         for name in names:
             sealed = known.get(name)
-            if unseen and sealed is None:
+            ended = sealed is None or sealed.document.deleted
+            if ended and (unseen or name in self.doubtful):
                 kind, _, identity = name.partition("/")
-                last = Document(kind=kind, id=identity, revision=1, created=0)
+                revision = sealed.document.revision if sealed else 1
+                last = Document(kind=kind, id=identity, revision=revision, created=0)
             elif sealed is None or sealed.document.deleted:
-                doubt = self.doubt(name)
-                raise UsageError(f"there is no {name}{doubt}; `bpfleet desired list` shows what there is")
+                raise UsageError(f"there is no {name}; `bpfleet desired list` shows what there is")
             else:
                 last = sealed.document
             tombstones.append(
