@@ -68,14 +68,20 @@ def tree(result: Any) -> dict[str, Any]:
         "expression": result.expression, "begin": time_text(result.begin), "end": time_text(result.end),
         "hosts": result.hosts, "samples": result.samples, "packets": result.packets, "bytes": result.volume,
         "examined": result.examined, "legitimate_share": result.legitimate_share,
-        "attacks": result.attacks, "attack": _part(result.attack), "legitimate": _part(result.legitimate),
+        "attacks": result.attacks, "attack": _part(result, "attack"),
+        "legitimate": _part(result, "legitimate"),
     }  # fmt: skip
 
 
-def _part(part: Any) -> dict[str, Any]:
+def _part(result: Any, name: str) -> dict[str, Any]:
+    part = getattr(result, name)
+    error = 1.96 * part.error2**0.5
+    if not part.samples and result.samples:  # of what is one packet in `weight`, 5 % show no sample of three
+        weight = result.packets / result.samples
+        error = 3 * weight if weight > 1 else 0.0
     return {
         "samples": part.samples, "packets": part.packets, "bytes": part.volume,
-        "error": round(1.96 * part.error2**0.5), "hosts": len(part.hosts),
+        "error": round(error), "hosts": len(part.hosts),
         "peak_pps": part.peak_pps, "mean_pps": round(part.mean_pps, 1),
         "sources": part.top("sources"), "destinations": part.top("destinations"),
     }  # fmt: skip
@@ -86,7 +92,7 @@ def _print(result: Any) -> None:
 
     rows = []
     for name in ("attack", "legitimate"):
-        part = _part(getattr(result, name))
+        part = _part(result, name)
         rows.append((
             name, part["samples"], f"{part['packets']:,} ± {part['error']:,}", f"{part['bytes']:,}",
             part["peak_pps"], part["mean_pps"], part["hosts"], ", ".join(part["sources"]),

@@ -168,6 +168,9 @@ def test_the_command(samples: Samples, tmp_path: Path) -> None:
     done = run("udp and src port 53", "--json", "--since", "2h")
     answer = json.loads(done.stdout)
     assert answer["attack"]["packets"] == 27_200 and answer["legitimate"]["samples"] == 40, done.stderr
+    none = json.loads(run("tcp and src port 1", "--json", "--since", "2h").stdout)
+    mean = none["packets"] / none["samples"]
+    assert none["legitimate"]["packets"] == 0 and none["legitimate"]["error"] == round(3 * mean) > 0
     table = run("udp and src port 53", "--since", "2h").stdout
     assert "of attack a1: 27,200 packets" in table and "legitimate" in table
     wrong = run("udp and nonsense")
@@ -209,5 +212,29 @@ def test_a_million_samples(store: StoreProcess) -> None:
         client.close()
         assert whole.examined == whole.samples == 1_000_000 and whole.legitimate.samples % 1000 == 0
         assert narrow.examined < 300_000 and took < 60
+    finally:
+        made.close()
+
+
+def test_what_is_said_to_be_uncertain_covers_the_truth(store: StoreProcess) -> None:
+    """A hundred thousand packets, sampled at two rates, twenty times: the truth lies outside of ± seldom."""
+    made, dice = Samples(store.url), np.random.default_rng(4)
+    frame = columns([bytes(Ether() / IP(src="10.0.0.1", dst="10.9.0.1") / UDP(sport=1, dport=port))
+                     for port in range(1, 21)])  # fmt: skip
+    truth = 2500
+    try:
+        for rate, host in ((8, "h1"), (128, "h2")):
+            counts = dice.binomial(truth, 1 / rate, 20)
+            rows = np.repeat(np.arange(20), counts)
+            made.put(
+                host, {name: value[rows] for name, value in frame.items()}, NOW - np.arange(len(rows)), rate
+            )
+        client = stored.reader(made.config.clickhouse)
+        within = 0
+        for port in range(1, 21):
+            found = backtest(client, made.config.clickhouse, f"udp dst port {port}", 3600).legitimate
+            within += abs(found.packets - 2 * truth) <= 1.96 * found.error2**0.5
+        client.close()
+        assert within >= 17, f"{within} of 20, of which one may miss"
     finally:
         made.close()
