@@ -125,7 +125,7 @@ def _declared(losses: Path) -> None:
 
 def _same(chosen: config.Config, client: Any, stream: str) -> None:
     sent = in_kafka(chosen, stream)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while in_store(client, stream) != sent and time.monotonic() < deadline:
         time.sleep(0.5)
     landed = in_store(client, stream)
