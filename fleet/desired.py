@@ -178,7 +178,8 @@ class Board:
             if ended and (unseen or name in self.doubtful):
                 kind, _, identity = name.partition("/")
                 revision = sealed.document.revision if sealed else 1
-                last = Document(kind=kind, id=identity, revision=revision, created=0)
+                scope = self.doubtful[name][0].document.scope if name in self.doubtful else EVERYWHERE
+                last = Document(kind=kind, id=identity, revision=revision, created=0, scope=scope)
             elif sealed is None or sealed.document.deleted:
                 raise UsageError(f"there is no {name}; `bpfleet desired list` shows what there is")
             else:
