@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fleet.samples import Block, Mask, blocks, judge, octets, select
+from fleet.samples import Block, Mask, blocks, judge, octets, select, untagged
 from schemas.clickhouse import explain
 from schemas.config import Clickhouse
 from schemas.errors import BpfleetError, UsageError
@@ -88,7 +88,7 @@ class Trace:
             mask &= contains(self._target, octets(block, "destination"))
         where = mask.nonzero()[0]
         if len(where):
-            part = block[where]
+            part = untagged(block[where])  # what describes it was made of a rule of fields
             mask[where] = np.any([judge(each, part) for each in self._judges], axis=0)
         return mask
 

@@ -18,20 +18,24 @@ from fleet.mitigate_answer import Answers
 from fleet.mitigate_baseline import learn
 from fleet.mitigate_case import SECOND, Case, Rule
 from fleet.mitigate_distill import Pattern, common_prefix, distill
-from fleet.mitigate_evidence import Evidence, gather
-from fleet.mitigate_judge import judge, talking
+from fleet.mitigate_evidence import MOST, Evidence, began, gather
+from fleet.mitigate_judge import Opinion, judge, talking
+from fleet.mitigate_resume import orphans
 from fleet.mitigate_tally import LATE_S, count, sources
 from fleet.mitigate_vectors import BY_NAME, CARPET
-from fleet.mitigate_watch import Finding, Watch
+from fleet.mitigate_watch import Finding, Watch, rising
+from fleet.mitigate_words import command
 from schemas.clickhouse import explain
 from schemas.config import Config
 from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.mitigate")
+ADOPT_S = 10  # how often attacks are looked for that nobody minds any more
 LEARN_S = 600  # how often what is usual is asked for anew
 SETTLING_S = 4  # samples from before a rule was enforced are still seen for so long
 PENDING_S = 15  # a rule that no sample confirms in that time answers nothing
 RECORD_S = 5  # how often the record of an attack is written while it lasts
+PATIENCE_S = {"shadow": PENDING_S, "suggested": 600, "removed": 3600}  # before a rule more; else a minute
 MOST_RULES = 16  # for one attack
 MOST_GOOD = 2_000  # sources known to be legitimate
 JUDGED = 8  # findings looked into in one round
@@ -47,7 +51,7 @@ class Mitigator:
         self.watch = Watch(config.mitigate)
         self.cases: list[Case] = []
         self.refusals: dict[tuple[str, IPv6Network], str] = {}  # why what is much is no attack
-        self._learned = 0.0
+        self._learned = self._adopted = 0.0
 
     @property
     def urgent(self) -> bool:
@@ -75,6 +79,15 @@ class Mitigator:
             self.watch.baseline = learn(self._client, self.config.clickhouse, days, int(now))
             self._learned = now
         self.watch.read(self._client, self.config.clickhouse, int(now))
+        if now - self._adopted >= ADOPT_S:
+            mine = {each.id for each in self.cases}
+            found = orphans(
+                self._client, self.config.clickhouse, self._answers.published, mine, int(now * SECOND)
+            )
+            for case in found:
+                self._answers.note(case.event("resumed", self._now_us(), hosts=len(case.tally.hosts)))
+            self.cases += found
+            self._adopted = now
         self.refusals.clear()
         for finding in self.watch.findings()[:JUDGED]:
             self._consider(finding)
@@ -101,23 +114,35 @@ class Mitigator:
         now_us = self._now_us()
         case = next((each for each in self.cases if each.target.overlaps(finding.target)), None)
         since = finding.since * SECOND - SECOND
+        threshold = self.watch.threshold(0.0)
+        begun: int | None = finding.since
         if case is not None:
             rules = [each for each in case.rules if each.vector == finding.vector]
             if self._answered(rules, self.watch.present * SECOND) or len(case.rules) >= MOST_RULES:
                 return
             since = max([since, *(each.enforced + SECOND for each in rules)])
+            begun = case.began // SECOND
+        elif finding.since <= self.watch.first + 1:  # it was there when we began to look
+            begun = began(
+                self._client, self.config.clickhouse, finding.vector, finding.target, finding.since,
+                rising(threshold, finding.pps),
+            )  # fmt: skip
         evidence = gather(
             self._client, self.config.clickhouse, finding.vector, finding.target, since,
-            finding.since * SECOND, now_us, self.config.mitigate.baseline_days,
+            None if begun is None else begun * SECOND, now_us, self.config.mitigate.baseline_days,
+            max(1, finding.samples // MOST),
         )  # fmt: skip
         vector = BY_NAME[finding.vector]
         # A slow ramp is found by the sum of its seconds, none of which need be above the threshold.
-        threshold = min(self.watch.threshold(0.0), finding.pps / 2)
+        threshold = min(threshold, finding.pps / 2)
         opinion = judge(vector, evidence.some, evidence.others, finding.pps, threshold)
         if not opinion.is_attack:
             self.refusals[finding.vector, finding.target] = opinion.reason
             return
-        self._answer(finding, case, evidence, opinion.mask, now_us)
+        doubt = opinion.doubt
+        if begun is None and vector.how in ("any", "answers", "tunnel"):
+            doubt = doubt or "nobody saw it begin: it may be usual here"
+        self._answer(finding, case, evidence, opinion, begun, doubt)
 
     def _answered(self, rules: list[Rule], now_us: int) -> bool:
         """Whether rules of this vector have not had the time to show what they do, by the samples' clock."""
@@ -127,22 +152,24 @@ class Mitigator:
                 if not rule.arrived and now_us - begin < PENDING_S * SECOND:
                     return True
             else:
-                begin, patience = rule.published, PENDING_S if rule.stage == "shadow" else 60
+                begin, patience = rule.published, PATIENCE_S.get(rule.stage, 60)
             if now_us - begin < patience * SECOND:
                 return True
         return False
 
     def _answer(
-        self, finding: Finding, case: Case | None, evidence: Evidence, mask: Any, now_us: int
-    ) -> None:
+        self, finding: Finding, case: Case | None, evidence: Evidence, opinion: Opinion, begun: int | None,
+        doubt: str,
+    ) -> None:  # fmt: skip
         import numpy as np
 
-        vector, attack = BY_NAME[finding.vector], evidence.some[mask]
+        now_us = self._now_us()
+        vector, attack = BY_NAME[finding.vector], evidence.some[opinion.mask]
         target = finding.target
         if CARPET in finding.shapes:
             target = common_prefix(np.unique(attack["destination"])) or target
         if case is None:
-            case = Case(target, finding.since * SECOND, now_us, self.config.mitigate.policy)
+            case = Case(target, (begun or finding.since) * SECOND, now_us, self.config.mitigate.policy)
             self.cases.append(case)
         elif not target.subnet_of(case.target):
             case.target = target.supernet(new_prefix=min(target.prefixlen, case.target.prefixlen))
@@ -151,7 +178,7 @@ class Mitigator:
         good = talking(evidence.others)
         # What came after it began and is of no known connection may be its own: it proves nothing.
         others = evidence.others
-        others = others[(others["ts"] < finding.since * SECOND) | (others["established"] != 0)
+        others = others[(others["ts"] < (begun or 0) * SECOND) | (others["established"] != 0)
                         | np.isin(others["source"], good)]  # fmt: skip
         case.good = sorted({*case.good, *_texts(good)})[:MOST_GOOD]
         note = self._answers.note
@@ -159,27 +186,31 @@ class Mitigator:
             usual = self.watch.baseline.of(finding.vector, str(target.network_address))
             note(case.event("detected", now_us, pps=finding.pps, packets=int(attack["weight"].sum()),
                             reason=f"{finding.pps} pps, usual is {usual:.0f}"))  # fmt: skip
-        legitimate = np.concatenate([others, evidence.some[~mask], evidence.before])
-        pattern = distill(vector, attack, legitimate, target)
+        legitimate = np.concatenate([others, evidence.some[opinion.good], evidence.before])
+        pattern = distill(vector, attack, legitimate, target, self.config.mitigate.max_legitimate)
         rule = Rule(case.next_rule(), finding.vector, pattern, "suggested", now_us)
         case.rules.append(rule)
+        covers = f"{pattern.covers:.2%} of {len(attack)} samples"
         note(case.event("distilled", self._now_us(), rule, pps=finding.pps,
-                        reason=f"{pattern.text}: {pattern.covers:.2%} of {len(attack)} samples"))  # fmt: skip
-        self._publish(case, rule, pattern)
+                        reason=f"{pattern.words}: {covers}"))  # fmt: skip
+        self._publish(case, rule, pattern, doubt)
         self._record(case)
 
-    def _publish(self, case: Case, rule: Rule, pattern: Pattern) -> None:
-        most = self.config.mitigate.max_legitimate
-        fits = pattern.legitimate <= most
-        self._answers.note(case.event(
-            "backtested" if fits else "refused", self._now_us(), rule, packets=pattern.judged,
-            legitimate=pattern.matched,
-            reason=f"matches {pattern.legitimate:.3%} of what is legitimate there, at most {most:.3%}",
-        ))  # fmt: skip
+    def _publish(self, case: Case, rule: Rule, pattern: Pattern, doubt: str) -> None:
+        most, note = self.config.mitigate.max_legitimate, self._answers.note
+        fits, by_hand = pattern.legitimate <= most, command(pattern.fields, rule.name)
+        tried = f"matches {pattern.legitimate:.3%} of what is legitimate there, at most {most:.3%}"
+        if not pattern.judged:
+            tried = "nothing legitimate was seen there to try it on"
+        if not fits:
+            tried += f"; to enforce it all the same: {by_hand}"
+        note(case.event("backtested" if fits else "refused", self._now_us(), rule, packets=pattern.judged,
+                        legitimate=pattern.matched, reason=tried))  # fmt: skip
         if not fits:
             rule.stage = "held"
-        elif case.policy == "suggest":
-            self._answers.note(case.event("suggested", self._now_us(), rule, reason="policy is suggest"))
+        elif case.policy == "suggest" or doubt:
+            why = doubt or "policy is suggest"
+            note(case.event("suggested", self._now_us(), rule, reason=f"{why}; to enforce it: {by_hand}"))
         else:
             self._answers.publish(case, rule, "shadow")
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from fleet.acknowledge import Answer, Watch, live_hosts
+from fleet.attacks import RULE_PREFIX
 from fleet.desired import Board, Draft
 from fleet.mitigate_case import SECOND, Case, Rule
 from schemas.config import Config
+from schemas.desired import Document, now_us
 from schemas.filter import FILTER
 
 HOSTS_S = 20.0  # how often it is asked which hosts there are
@@ -29,6 +31,9 @@ class Answers(Protocol):
 
     def renew(self, case: Case, rule: Rule) -> None:
         """Give a rule in force more time."""
+
+    def published(self) -> dict[str, Document]:
+        """Rules that are published, by name: for attacks that another process began to answer."""
 
     def listen(self, cases: list[Case], now_us: int) -> None:
         """Take in what hosts said since the last call."""
@@ -73,7 +78,13 @@ class Published:
         self.note(case.event("published" if mode == "shadow" else "enforced", rule.published, rule))
 
     def renew(self, case: Case, rule: Rule) -> None:
-        """See :class:`Answers`."""
+        """See :class:`Answers`. What somebody else changed or removed meanwhile stays as they left it."""
+        sealed = self._board.refresh().get(f"{FILTER.name}/{rule.name}")
+        if sealed is None or sealed.document.revision != rule.revision:
+            rule.stage = "removed"
+            who = f" by {sealed.document.author}" if sealed else ""
+            self.note(case.event("released", now_us(), rule, reason=f"it was changed{who}: hands off"))
+            return
         self._send(case, rule, "enforce" if rule.stage == "enforced" else "shadow")
         self.note(case.event("renewed", rule.published, rule))
 
@@ -86,6 +97,12 @@ class Published:
         rule.expires = document.created + ttl * SECOND
         rule.heard.clear()
         rule.arrived = False
+
+    def published(self) -> dict[str, Document]:
+        """See :class:`Answers`."""
+        documents = [each.document for each in self._board.refresh().values()]
+        return {each.id: each for each in documents if each.kind == FILTER.name and not each.deleted
+                and not each.expired(now_us()) and each.id.startswith(RULE_PREFIX)}  # fmt: skip
 
     def listen(self, cases: list[Case], now_us: int) -> None:
         """See :class:`Answers`."""
@@ -102,6 +119,9 @@ class Published:
         if answer.state in ("refused", "failed"):
             what = "rolled_back" if rule.stage == "enforced" else "refused"
             self.note(case.event(what, now_us, rule, hosts=1, reason=f"{answer.host}: {answer.reason}"))
+            if rule.stage == "enforced":  # what one host saw of it holds for all
+                self._send(case, rule, "shadow")
+                rule.stage = "held"
             return
         rule.heard.add(answer.host)
         if rule.arrived or not self._hosts <= rule.heard:
@@ -154,6 +174,10 @@ class Told:
 
     def renew(self, case: Case, rule: Rule) -> None:
         """See :class:`Answers`."""
+
+    def published(self) -> dict[str, Document]:
+        """See :class:`Answers`."""
+        return {}
 
     def listen(self, cases: list[Case], now_us: int) -> None:
         """See :class:`Answers`."""

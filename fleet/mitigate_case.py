@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fleet.attacks import ALTERNATIVES, RULE_PREFIX
 from fleet.mitigate_distill import Pattern, plain
 
-Stage = Literal["suggested", "shadow", "held", "enforced", "lapsed"]
+Stage = Literal["suggested", "shadow", "held", "enforced", "removed", "lapsed"]
 SECOND = 1_000_000
 
 

@@ -4,12 +4,17 @@ import json
 import logging
 import signal
 import threading
-from typing import Any, Literal
+import time
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from schemas.config import Config
 
+if TYPE_CHECKING:
+    from fleet.mitigate import Mitigator
+
+AGAIN_S = 600
 EXAMPLES = """\b
 Examples:
   bpfleet mitigate                        until it is told to stop
@@ -47,18 +52,30 @@ def mitigate(
     try:
         if once:
             mitigator.step()
-            for (vector, target), reason in mitigator.refusals.items():
-                click.echo(f"no attack: {vector} on {target}: {reason}", err=True)
+            _refused(mitigator, {})
             if not mitigator.cases:
                 click.echo("nobody is attacked", err=True)
         else:
             click.echo(f"mitigating: policy {config.mitigate.policy}", err=True)
-            run(mitigator, stop.wait)
+            told: dict[tuple[str, Any], float] = {}
+            run(mitigator, lambda seconds: _refused(mitigator, told) or stop.wait(seconds))
         answers.flush()
     finally:
         if isinstance(answers, Published):
             answers.close()
         client.close()
+
+
+def _refused(mitigator: "Mitigator", told: dict[tuple[str, Any], float]) -> bool:
+    """Say what is much and yet no attack, each once in ten minutes: who looks for an attack should know."""
+    from fleet.mitigate_distill import plain
+
+    now = time.monotonic()
+    for key, reason in mitigator.refusals.items():
+        if now - told.get(key, -AGAIN_S) >= AGAIN_S:
+            told[key] = now
+            click.echo(f"no attack: {key[0]} on {plain(key[1])}: {reason}", err=True)
+    return False
 
 
 def _say(event: dict[str, Any], as_json: bool) -> None:

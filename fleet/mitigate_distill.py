@@ -7,18 +7,19 @@ compile on any host, and as an expression it is backtested by libpcap.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.mitigate_judge import header
+from fleet.mitigate_flows import payload
 from fleet.mitigate_vectors import Vector
+from fleet.mitigate_words import words
 from fleet.samples import Block, judge
 from schemas import filter_fields
 from schemas.filter_expression import Judge
 
-COVER = 0.999  # of the attack's packets, by each field
+COVERS = (0.999, 0.99, 0.95, 0.9)  # of the attack's packets, by each field; less when more would hurt others
 UNSEEN = 0.003  # of the packets may have values that no sample had
 MOST_VALUES = 16
 DOMAINS = {"length": (14, 1514), "ttl": (1, 255), "source_port": (0, 65_535), "destination_port": (0, 65_535)}
@@ -40,13 +41,31 @@ class Pattern:
     judged: int  # legitimate packets looked at
 
     @property
-    def text(self) -> str:
-        """The fields in one line."""
-        return " ".join(f"{name}={value}" for name, value in self.fields.items())
+    def words(self) -> str:
+        """What it matches, for people."""
+        return words(self.fields)
 
 
-def distill(vector: Vector, attack: Block, legitimate: Block, target: IPv6Network) -> Pattern:
-    """The narrowest rule for samples of an attack, tried on legitimate ones."""
+def distill(
+    vector: Vector, attack: Block, legitimate: Block, target: IPv6Network, most: float = 0.0
+) -> Pattern:
+    """The narrowest rule for samples of an attack, tried on legitimate ones.
+
+    Among an attack's samples may be a few of people that nobody knows yet. A rule that would match more than
+    ``most`` of the legitimate packets is therefore made again from the bulk of the samples alone.
+    """
+    best: Pattern | None = None
+    for cover in COVERS:
+        pattern = tried(_fields(vector, attack, target, cover), attack, legitimate)
+        if best is None or pattern.legitimate < best.legitimate:
+            best = pattern
+        if best.legitimate <= most:
+            break
+    assert best is not None
+    return best
+
+
+def _fields(vector: Vector, attack: Block, target: IPv6Network, cover: float) -> dict[str, str]:
     fields = dict(vector.fields) | {"dst": str(plain(target))}
     weight = attack["weight"].astype(float)
     ported = np.isin(attack["protocol"], (6, 17)) & (attack["fragment"] & 0x1FFF == 0)
@@ -54,13 +73,13 @@ def distill(vector: Vector, attack: Block, legitimate: Block, target: IPv6Networ
         fields["protocol"] = _spans(np.unique(attack["protocol"]).tolist())
     for column, name in FIELDS.items():
         if name not in fields and (not name.endswith("port") or ported.all()):
-            text = tight(attack[column].astype(np.int64), weight, DOMAINS[column])
+            text = tight(attack[column].astype(np.int64), weight, DOMAINS[column], cover)
             if text:
                 fields[name] = text
     if vector.is_tcp:
-        fields["tcp_flags"] = _flags(attack["tcp_flags"], weight) or fields.get("tcp_flags", "")
-    fields |= {"payload": _payload(attack, weight), "src": _sources(attack, weight)}
-    return tried({name: text for name, text in fields.items() if text}, attack, legitimate)
+        fields["tcp_flags"] = _flags(attack["tcp_flags"], weight, cover) or fields.get("tcp_flags", "")
+    fields |= {"payload": _payload(attack, weight, cover), "src": _sources(attack, weight, cover)}
+    return {name: text for name, text in fields.items() if text}
 
 
 def tried(fields: dict[str, str], attack: Block, legitimate: Block) -> Pattern:
@@ -76,21 +95,33 @@ def tried(fields: dict[str, str], attack: Block, legitimate: Block) -> Pattern:
     )  # fmt: skip
 
 
-def tight(values: NDArray[np.int64], weight: NDArray[np.float64], domain: tuple[int, int]) -> str:
+def tight(
+    values: NDArray[np.int64], weight: NDArray[np.float64], domain: tuple[int, int], cover: float = COVERS[0]
+) -> str:
     """Values or a range that hold nearly all of the packets; empty if that would rule out little."""
     distinct, index, count = np.unique(values, return_inverse=True, return_counts=True)
-    share = np.bincount(index, weight) / weight.sum()
+    share = np.bincount(index.reshape(-1), weight) / weight.sum()
     order = np.argsort(share)[::-1]
-    enough = int(np.searchsorted(np.cumsum(share[order]), COVER - 1e-9)) + 1
+    enough = int(np.searchsorted(np.cumsum(share[order]), cover - 1e-9)) + 1
     kept = np.sort(distinct[order[:enough]])
     unseen = float((count == 1).sum()) / len(values)
     if len(kept) <= MOST_VALUES and (unseen <= UNSEEN or len(distinct) == 1):
         return _spans(kept.tolist())
-    margin = int((kept[-1] - kept[0]) * max(0.05, min(1.0, 4.0 / len(values)))) + 1
-    low, high = max(domain[0], int(kept[0]) - margin), min(domain[1], int(kept[-1]) + margin)
+    first, last = _shortest(distinct, share, cover)
+    margin = int((last - first) * max(0.05, min(1.0, 4.0 / len(values)))) + 1
+    low, high = max(domain[0], first - margin), min(domain[1], last + margin)
     if high - low > 0.6 * (domain[1] - domain[0]):
         return ""
     return f"{low}-{high}"
+
+
+def _shortest(distinct: NDArray[np.int64], share: NDArray[np.float64], cover: float) -> tuple[int, int]:
+    """The shortest range that holds so much of the packets; ``distinct`` is in order."""
+    until = np.cumsum(share)
+    ends = np.searchsorted(until, until - share + cover - 1e-9)
+    begins = np.flatnonzero(ends < len(distinct))
+    at = int(begins[np.argmin(distinct[ends[begins]] - distinct[begins])]) if len(begins) else 0
+    return int(distinct[at]), int(distinct[ends[at]] if len(begins) else distinct[-1])
 
 
 def plain(network: IPv6Network) -> Network:
@@ -99,6 +130,14 @@ def plain(network: IPv6Network) -> Network:
     if mapped is None or network.prefixlen < 96:
         return network
     return IPv4Network((mapped, network.prefixlen - 96))
+
+
+def whole(text: str) -> IPv6Network:
+    """The inverse of :func:`plain`."""
+    network = ip_network(text)
+    if isinstance(network, IPv6Network):
+        return network
+    return IPv6Network((f"::ffff:{network.network_address}", network.prefixlen + 96))
 
 
 def common_prefix(addresses: NDArray[np.bytes_]) -> IPv6Network | None:
@@ -121,44 +160,36 @@ def _spans(values: Iterable[int]) -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
 
 
-def _flags(flags: NDArray[np.uint8], weight: NDArray[np.float64]) -> str:
+def _flags(flags: NDArray[np.uint8], weight: NDArray[np.float64], cover: float) -> str:
     """Flags that nearly all packets agree on, set or not set."""
     held, looked = [], []
     for bit, name in FLAG_BITS.items():
         share = float(weight[flags & bit != 0].sum() / weight.sum())
-        if share >= COVER or share <= 1 - COVER:
+        if share >= cover or share <= 1 - cover:
             looked.append(name)
-            held += [name] * (share >= COVER)
+            held += [name] * (share >= cover)
     return f"{'+'.join(held)}/{'+'.join(looked)}" if looked else ""
 
 
-def _payload(attack: Block, weight: NDArray[np.float64]) -> str:
+def _payload(attack: Block, weight: NDArray[np.float64], cover: float) -> str:
     """Bytes behind the headers that nearly all packets share, as OFFSET:HEX; empty if there are few."""
-    plain_frames = attack["raw"][:, 12].astype(int) << 8 | attack["raw"][:, 13]
-    if not np.isin(plain_frames, (0x0800, 0x86DD)).all():
-        return ""  # VLAN tags: the bytes lie elsewhere
-    whole = attack["fragment"] & 0x1FFF == 0
-    start = header(attack)
-    rows = np.arange(len(attack))
-    start = start + np.where(whole & (attack["protocol"] == 17), 8, 0)
-    offset = attack["raw"][rows, np.minimum(start + 12, 127)] >> 4
-    start = start + np.where(whole & (attack["protocol"] == 6), offset.astype(np.int64) * 4, 0)
+    rows, start = np.arange(len(attack)), payload(attack)
     pairs = []
     for at in range(PAYLOAD):
         there = start + at < np.minimum(attack["captured"], 128)
         values = np.bincount(attack["raw"][rows, np.minimum(start + at, 127)], weight * there, 256)
-        pairs.append(f"{values.argmax():02x}" if values.max() >= COVER * weight.sum() else "..")
+        pairs.append(f"{values.argmax():02x}" if values.max() >= cover * weight.sum() else "..")
     if PAYLOAD - pairs.count("..") < LEAST_PAYLOAD:
         return ""
     return "0:" + "".join(pairs)
 
 
-def _sources(attack: Block, weight: NDArray[np.float64]) -> str:
+def _sources(attack: Block, weight: NDArray[np.float64], cover: float) -> str:
     """The prefix that nearly all packets come from; empty if it is (nearly) the whole internet."""
     sources, index = np.unique(attack["source"], return_inverse=True)
     share = np.bincount(index, weight) / weight.sum()
     order = np.argsort(share)[::-1]
-    kept = sources[order[: int(np.searchsorted(np.cumsum(share[order]), COVER - 1e-9)) + 1]]
+    kept = sources[order[: int(np.searchsorted(np.cumsum(share[order]), cover - 1e-9)) + 1]]
     prefix = common_prefix(kept)
     network = plain(prefix) if prefix else None
     if network is None or network.prefixlen < (8 if network.version == 4 else 16):

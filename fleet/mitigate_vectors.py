@@ -7,7 +7,7 @@ traffic is for fleet.mitigate_watch and fleet.mitigate_judge to tell. The first 
 from dataclasses import dataclass
 from typing import Literal
 
-How = Literal["any", "syn", "flow", "udp", "scan"]
+How = Literal["any", "answers", "syn", "flow", "udp", "scan", "tunnel"]
 CARPET, RAMP = "carpet bombing", "slow ramp"  # names of shapes, beside the name of what is sent
 FRAGMENT = "bitAnd(fragment, 16383) != 0"  # more fragments, or an offset
 MINOR_PORTS = (17, 19, 69, 111, 137, 138, 161, 520, 1434, 3283, 3702, 5353, 5683, 10001, 27015, 37810)
@@ -29,9 +29,9 @@ class Vector:
         return ("protocol", "tcp") in self.fields
 
 
-def _amplification(name: str, port: int, least: int) -> Vector:
+def _amplification(name: str, port: int, least: int, how: How = "any") -> Vector:
     condition = f"protocol = 17 AND source_port = {port} AND length >= {least}"
-    return Vector(f"{name} amplification", condition, (("protocol", "udp"), ("src_port", str(port))))
+    return Vector(f"{name} amplification", condition, (("protocol", "udp"), ("src_port", str(port))), how)
 
 
 def _flags(mask: int, value: int) -> str:
@@ -40,10 +40,10 @@ def _flags(mask: int, value: int) -> str:
 
 UDP, TCP = ("protocol", "udp"), ("protocol", "tcp")
 VECTORS = (
-    Vector("fragments", FRAGMENT, (("fragment", "first,later"),)),
-    Vector("gre flood", "protocol = 47", (("protocol", "gre"),)),
+    Vector("fragments", FRAGMENT, (("fragment", "first,later"),), "tunnel"),
+    Vector("gre flood", "protocol = 47", (("protocol", "gre"),), "tunnel"),
     # An answer of a name server to a name server is small; of NTP, 48 bytes and perhaps a key's digest.
-    _amplification("dns", 53, 200),
+    _amplification("dns", 53, 200, "answers"),
     _amplification("ntp", 123, 112),
     _amplification("memcached", 11211, 0),
     _amplification("ssdp", 1900, 0),
@@ -56,6 +56,7 @@ VECTORS = (
     Vector("rst flood", _flags(RST, RST), (TCP, ("state", "new")), "scan"),
     Vector("ack flood", _flags(SYN | RST | ACK, ACK), (TCP, ("state", "new")), "flow"),
     Vector("tcp flood", "protocol = 6 AND NOT established", (TCP, ("state", "new")), "flow"),
+    Vector("esp flood", "protocol IN (50, 51)", (("protocol", "50,51"),), "udp"),
     Vector("protocol flood", "protocol NOT IN (0, 1, 2, 6, 17, 47, 50, 51, 58, 89, 103, 112)", ()),
 )
 BY_NAME = {each.name: each for each in VECTORS}

@@ -57,6 +57,7 @@ class Finding:
     since: int  # seconds since 1970
     pps: int
     shapes: tuple[str, ...] = ()  # carpet bombing, slow ramp
+    samples: int = 0  # that it comes from
 
 
 class Watch:
@@ -66,15 +67,16 @@ class Watch:
         self._settings = settings
         self.baseline = Baseline()
         self.series: dict[Key, Series] = defaultdict(Series)
-        self.present = (
-            0  # the second that is now in the store: the fleet's clock, as far as samples have come
-        )
+        # The second that is now in the store: the fleet's clock, as far as samples have come.
+        self.present = 0
+        self.first = 0  # the first second that was looked at
 
     def read(self, client: Any, config: Clickhouse, now: int) -> None:
         """Take in what is stored now; the last seconds are read again. Raises :class:`BpfleetError`."""
         newest = ask(client, config, NEWEST, {"since": now - LAG_S, "now": now})
         latest = int(newest[0][0]) if newest else 0
         since = (self.present or now) - REREAD_S
+        self.first = self.first or since
         self.present = max(self.present, min(now, latest or now), now - LAG_S)
         rows = ask(client, config, QUESTION, {"since": since, "now": now})
         for each in self.series.values():
@@ -112,10 +114,10 @@ class Watch:
         target = IPv6Network(IPv6Address(destination))
         if pps >= threshold and enough:
             ramp = bool(series.since) and second - series.since > 10
-            begin = series.since if ramp else _begin(series.packets, second, threshold)
-            return Finding(vector, target, begin, pps, (RAMP,) * ramp)
+            begin = series.since if ramp else _begin(series.packets, second, rising(threshold, pps))
+            return Finding(vector, target, begin, pps, (RAMP,) * ramp, _since(series, begin))
         if series.excess >= PATIENCE * threshold and enough:
-            return Finding(vector, target, series.since, pps, (RAMP,))
+            return Finding(vector, target, series.since, pps, (RAMP,), _since(series, series.since))
         return None
 
     def _sum_up(self, series: Series, level: float, now: int) -> None:
@@ -168,8 +170,16 @@ class Watch:
             or max(recent) > sum(recent) / 2
         ):
             return None
-        begin = _begin(total, second, self.threshold(usual) / 4)
-        return Finding(vector, prefix, begin, pps, (CARPET,) + (RAMP,) * (second - begin > 20))
+        begin = _begin(total, second, rising(self.threshold(usual), pps))
+        shapes = (CARPET,) + (RAMP,) * (second - begin > 20)
+        return Finding(
+            vector, prefix, begin, pps, shapes, sum(_since(self.series[each], begin) for each in keys)
+        )
+
+
+def _since(series: Series, begin: int) -> int:
+    """Samples from a second on."""
+    return sum(count for at, count in series.samples.items() if at >= begin)
 
 
 def _worst(packets: Mapping[int, int], now: int) -> tuple[int, int]:
@@ -177,8 +187,13 @@ def _worst(packets: Mapping[int, int], now: int) -> tuple[int, int]:
     return max(((at, packets.get(at, 0)) for at in range(now - 3, now + 2)), key=lambda each: each[1])
 
 
-def _begin(packets: Mapping[int, int], second: int, threshold: float) -> int:
-    """The first second of those before ``second`` that were near the threshold without a pause."""
-    while packets.get(second - 1, 0) > threshold / 4:
+def rising(threshold: float, pps: float) -> float:
+    """Packets per second above which what came before a peak belongs to it; below, it is what was there."""
+    return max(threshold / 4, pps / 8)
+
+
+def _begin(packets: Mapping[int, int], second: int, level: float) -> int:
+    """The first second of those before ``second`` that were above a level without a pause."""
+    while packets.get(second - 1, 0) > level:
         second -= 1
     return second

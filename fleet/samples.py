@@ -67,6 +67,19 @@ def read(client: Any, where: str, parameters: Mapping[str, Any], tail: str = "")
     return np.concatenate(found) if found else np.empty(0, RECORD)
 
 
+def untagged(block: Block) -> Block:
+    """Frames as rules of fields see them: without their (up to two) VLAN tags; ``length`` stays."""
+    for _ in range(2):
+        kind = block["raw"][:, 12].astype(np.uint16) << 8 | block["raw"][:, 13]
+        tagged = np.isin(kind, (0x8100, 0x88A8))
+        if not tagged.any():
+            break
+        block = block.copy()
+        block["raw"][tagged, 12:124] = block["raw"][tagged, 16:128]
+        block["captured"][tagged] -= 4
+    return block
+
+
 def octets(block: Block, name: str) -> NDArray[np.uint8]:
     """A column of addresses as (rows, 16) bytes."""
     return np.ascontiguousarray(block[name]).view(np.uint8).reshape(-1, 16)

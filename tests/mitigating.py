@@ -22,7 +22,11 @@ def columns(frames: Sequence[bytes]) -> dict[str, np.ndarray]:
     raw = np.zeros((len(frames), RAW), np.uint8)
     for at, frame in enumerate(frames):
         raw[at, : len(frame[:RAW])] = np.frombuffer(frame[:RAW], np.uint8)
-    return parsed(raw, np.array([len(each) for each in frames], np.uint32))
+    length = np.array([len(each) for each in frames], np.uint32)
+    tagged = (raw[:, 12] == 0x81) & (raw[:, 13] == 0)
+    behind = raw.copy()
+    behind[tagged, 12:124] = raw[tagged, 16:128]
+    return parsed(behind, length) | {"raw": raw}
 
 
 def parsed(raw: np.ndarray, length: np.ndarray) -> dict[str, np.ndarray]:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from attacking import ATTACKS, TARGET, Frames, backup, crowd, scan, syn
 from conftest import StoreProcess
-from mitigating import Samples, columns
+from mitigating import STREAMS, Samples, columns
 
 from fleet import samples as stored
 from fleet.mitigate import Mitigator
 from fleet.mitigate_answer import Told
 from schemas import filter_fields
 from schemas.filter_expression import Judge
+from schemas.rows import columns as columns_of
 
 HOSTS = ("h1", "h2", "h3")
 
@@ -103,9 +104,9 @@ def test_a_slow_ramp_is_found_before_it_is_loud(scene: Scene) -> None:
     begin = scene.now
     scene.people(begin - 60, 150, 60)
     rates = [10 * second for second in range(1, 90)]
-    for second, rate in enumerate(rates):
-        scene.put(syn(scene.dice, rate), begin + second, 1)
-    for second in range(3, 90, 3):
+    for second in range(0, len(rates), 3):
+        scene.put(syn(scene.dice, sum(rates[second : second + 3])), begin + second, 3)
+    for second in range(6, 90, 6):
         scene.look(begin + second + 0.5)
         if scene.mitigator.cases:
             break
@@ -176,3 +177,46 @@ def test_a_rule_that_legitimate_traffic_matches_is_held(scene: Scene) -> None:
     (refused,) = scene.events("refused")
     assert refused["legitimate"] > 0 and scene.mitigator.cases[0].rules[0].stage == "held"
     assert not scene.events("suggested")
+
+
+def test_an_attack_outlives_its_mitigator(scene: Scene) -> None:
+    """Killed in the midst of it: another goes on with the same record, once nobody writes it any more."""
+    begin = scene.now
+    scene.people(begin - 60, 63, 60)
+    scene.put(ATTACKS["dns amplification"](scene.dice, 900), begin, 2, weight=4)
+    scene.look(begin + 2.2)
+    (before,) = scene.mitigator.cases
+    row = columns_of(STREAMS["attack"], [before.row(int(scene.now * 1e6))])
+    scene.samples.rows("attack", "operator", row, 1)
+    scene.told = Told()
+    scene.mitigator = Mitigator(scene.config, scene.client, scene.told, lambda: scene.now)
+    scene.look(begin + 13)
+    assert not scene.events("resumed")
+    scene.look(begin + 60)
+    assert [each["attack"] for each in scene.events("resumed") + scene.events("over")] == [before.id] * 2
+    record = scene.told.records[-1]
+    assert (record["id"], record["state"], record["expression"]) == (
+        before.id, "over", before.row(0)["expression"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["memcached amplification", "syn flood"])
+def test_an_attack_older_than_the_service(scene: Scene, name: str) -> None:
+    """Begun a minute and a half ago, when nobody looked: it is found, and is not taken for what is usual."""
+    begin, make = scene.now, ATTACKS[name]
+    scene.people(begin - 60, 160, 60)
+    scene.put(make(scene.dice, 9000), begin, 92, weight=20)
+    scene.look(begin + 90.2)
+    (case,) = scene.mitigator.cases
+    assert abs(case.began / 1e6 - begin) <= 10 and case.rules[0].pattern.matched == 0
+    assert scene.events("suggested")[0]["reason"].startswith("dry run") or not scene.events("suggested")
+
+
+def test_what_nobody_saw_begin_is_for_people_to_judge(scene: Scene) -> None:
+    """Memcached answers as long as there are samples: an attack, or this host's own cache."""
+    scene.put(ATTACKS["memcached amplification"](scene.dice, 3000), scene.now - 60, 62, weight=40)
+    scene.look(scene.now)
+    (suggested,) = scene.events("suggested")
+    assert "nobody saw it begin" in suggested["reason"] and "bpfleet drop add" in suggested["reason"]
+    scene.look(scene.now + 1)
+    assert len(scene.events("suggested")) == 1
