@@ -47,7 +47,10 @@ def _below(
     from rich.text import Text
 
     style = "bold red" if seen.lost else "green"
-    late = seen.delay and f" · event to row: half within {seen.delay[0]:g} s, 99 % within {seen.delay[1]:g} s"
+    late = (
+        seen.delay
+        and f" · event to row: half within {_most(seen.delay[0])}, 99 % within {_most(seen.delay[1])}"
+    )
     yield Text.assemble((f"lost or shed since the beginning: {seen.lost}", style), late or "")
     parts = [(name, f"{share:.1%}", f"{memory:.0f} MB") for name, (share, memory) in costs.items()]
     yield table(("part", "CPU of a core", "memory"), parts)
@@ -69,6 +72,11 @@ def plain(seen: Snapshot, costs: dict[str, tuple[float, float]]) -> str:
     delay = f" delay_p99={seen.delay[1]:g}s" if seen.delay else ""
     used = " ".join(f"{name}={share:.1%},{memory:.0f}MB" for name, (share, memory) in costs.items())
     return f"{rates}{delay} lost={seen.lost} {used}"
+
+
+def _most(seconds: float) -> str:
+    """An upper bound of the sink's histogram, whose last one is open."""
+    return f"{seconds:g} s" if seconds < float("inf") else "minutes"
 
 
 def _age(seconds: float | None) -> str:

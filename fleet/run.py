@@ -26,7 +26,7 @@ Examples:
 @click.option("--seconds", type=float, help="Stop by itself after so long.")
 @click.pass_obj
 def run(config: Config, seconds: float | None) -> None:
-    """Start Kafka, the ClickHouse endpoint, the sink and a collector here, and watch them.
+    """Start Kafka, the ClickHouse endpoint, the sink, a collector and the diagnosis here, and watch them.
 
     Data stays in the state directory; a second run goes on with it. Ctrl-C stops everything in order.
     """

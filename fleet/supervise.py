@@ -20,6 +20,7 @@ from schemas.errors import BpfleetError, UsageError
 
 PR_SET_PDEATHSIG = 1
 STOP_SECONDS = {"kafka": 20.0}  # the others: 10
+ARGUMENTS = {"diagnose": ("--watch",)}
 ENDING_SECONDS = 5.0
 READY_SECONDS = 180.0  # a part that ends is noticed at once; one that is only slow has a busy machine
 
@@ -41,13 +42,18 @@ class Part:
     """One process: ``bpfleet <name>``, its log, and when it counts as up."""
 
     name: str
-    address: tuple[str, int]  # answers here once it is ready
+    address: tuple[str, int] | None  # answers here once it is ready; None: nobody waits for it
     log: Path
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def answers(self) -> bool:
         """Whether somebody listens at its address."""
-        return _answers(self.address)
+        return self.address is not None and _answers(self.address)
+
+    @property
+    def where(self) -> str:
+        """Its address as people write it; "" when it has none."""
+        return "" if self.address is None else f"{self.address[0]}:{self.address[1]}"
 
     def start(self) -> None:
         """Start the process. Raises :class:`BpfleetError` when somebody else keeps its address.
@@ -57,12 +63,12 @@ class Part:
         deadline = time.monotonic() + ENDING_SECONDS
         while self.answers():
             if time.monotonic() > deadline:
-                where = f"{self.address[0]}:{self.address[1]}"
                 raise BpfleetError(
-                    f"{where} is in use, {self.name} needs it; stop what runs there or set another address"
+                    f"{self.where} is in use, {self.name} needs it; stop what is there or set another address"
                 )
             time.sleep(0.1)
         command = [sys.executable, "-m", "fleet", *_same_settings(), self.name]
+        command += ARGUMENTS.get(self.name, ())
         with self._open_log() as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -90,6 +96,8 @@ class Part:
 
     def _ready(self) -> bool:
         """Kafka listens once it is ready; the others answer HTTP."""
+        if self.address is None:
+            return True
         if self.name == "kafka" or not _answers(self.address):
             return _answers(self.address)
         connection = http.client.HTTPConnection(*self.address, timeout=1)
@@ -144,7 +152,7 @@ def parts_of(config: Config) -> list[Part]:
     logs = Path(config.state_dir) / "logs"
     kafka_host, _, kafka_port = config.kafka.servers.split(",")[0].rpartition(":")
     store = urlsplit(config.clickhouse.url)
-    addresses: dict[str, tuple[str, int]] = {}
+    addresses: dict[str, tuple[str, int] | None] = {}
     if _is_loopback(kafka_host):
         addresses["kafka"] = (kafka_host, int(kafka_port))
     if _is_loopback(store.hostname or ""):
@@ -157,6 +165,7 @@ def parts_of(config: Config) -> list[Part]:
         addresses["store"] = (str(store.hostname), port)
     addresses["sink"] = ("127.0.0.1", config.sink.metrics_port)
     addresses["collect"] = ("127.0.0.1", config.collector.metrics_port)
+    addresses["diagnose"] = None
     return [Part(name, address, logs / f"{name}.log") for name, address in addresses.items()]
 
 
@@ -167,7 +176,8 @@ def start(parts: list[Part], say: Callable[[str], None]) -> None:
         say(f"{part.name}: starting")
         part.start()
         part.wait_ready(READY_SECONDS)
-        say(f"{part.name}: up at {part.address[0]}:{part.address[1]} after {time.monotonic() - begun:.1f} s")
+        at = f" at {part.where}" if part.where else ""
+        say(f"{part.name}: up{at} after {time.monotonic() - begun:.1f} s")
 
 
 def stop(parts: list[Part], say: Callable[[str], None]) -> None:

@@ -56,7 +56,11 @@ def simulate(
     end = float(until or int(time.time()))
     fleet = Fleet(hosts, end - days * 86_400, end, seed)
     chosen = planned(fleet, incidents)
-    parts = [each for each in supervise.parts_of(config) if each.name != "collect" and not each.answers()]
+    parts = [
+        each
+        for each in supervise.parts_of(config)
+        if each.name not in ("collect", "diagnose") and not each.answers()
+    ]
     if remove:
         parts = [each for each in parts if each.name == "store"]
     try:
