@@ -27,12 +27,6 @@ class Question:
 
 QUESTIONS = (
     Question(
-        "What ails this host?",
-        "verdict",
-        "SELECT formatDateTime(ts, '%T') AS at, target_host, verdict, round(score, 2) AS score, culprit\n"
-        "FROM verdict WHERE ts > now() - 300 ORDER BY ts DESC, score DESC LIMIT 5",
-    ),
-    Question(
         "Who waited longest for a CPU in the last minute?",
         "runq_latency",
         "SELECT cgroup, sum(count) AS waits, round(sum(sum_ns) / 1e6, 1) AS waited_ms,\n"
@@ -58,6 +52,12 @@ QUESTIONS = (
         "packet_drop",
         "SELECT reason, location, sum(weight) AS packets FROM packet_drop\n"
         "WHERE ts > now() - 300 GROUP BY reason, location ORDER BY packets DESC LIMIT 5",
+    ),
+    Question(
+        "What ails this host?",
+        "verdict",
+        "SELECT formatDateTime(ts, '%T') AS at, target_host, verdict, round(score, 2) AS score, culprit\n"
+        "FROM verdict WHERE ts > now() - 300 ORDER BY ts DESC, score DESC LIMIT 5",
     ),
 )
 
