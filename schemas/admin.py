@@ -19,7 +19,7 @@ def _quiet(_: Any) -> None:
     pass
 
 
-# For those who read what signatures protect: who leaves a transaction open holds up nobody.
+# Nobody here writes in transactions: who leaves one open holds up nobody.
 ANYONE = {"isolation.level": "read_uncommitted"}
 QUIET: dict[str, Any] = {"error_cb": _quiet, "log_level": 0}  # their errors come back from their calls too
 

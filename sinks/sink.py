@@ -18,6 +18,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from schemas.admin import ANYONE, unpackable
 from schemas.config import Config, kafka_options
 from schemas.errors import BpfleetError, Unreachable
 from sinks import broker, insert, tables
@@ -114,13 +115,30 @@ class Sink:
 
     def _collect(self, message: Any, now: float) -> None:
         if (error := message.error()) is not None:
-            self._complain(message, error)
+            if unpackable(error):
+                self._pass_over(message, now)
+            else:
+                self._complain(message, error)
             return
         partition = self._partitions.get((message.topic(), message.partition()))
         if partition is None or message.offset() < partition.collected:
             return  # taken away meanwhile
         self._metrics.messages.labels(partition.topic).inc()
         partition.collect(Message(message.offset(), message.key(), message.value()), now)
+
+    def _pass_over(self, message: Any, now: float) -> None:
+        """What Kafka's batch holds cannot be unpacked: an unreadable message, and on to the next offset.
+
+        How many offsets the batch covers is unknown, so each is asked for. A new owner judges the same.
+        """
+        partition = self._partitions.get((message.topic(), message.partition()))
+        if partition is None:
+            return
+        offset = max(partition.collected, message.offset())
+        log.error("%s:%d: offset %d: %s", partition.topic, partition.number, offset, message.error().str())
+        self._metrics.messages.labels(partition.topic).inc()
+        partition.collect(Message(offset, None, b""), now)
+        self._consumer.seek(TopicPartition(partition.topic, partition.number, offset + 1))
 
     def _complain(self, message: Any, error: KafkaError) -> None:
         broker.refuse_fatal(error, self._config.kafka.servers)
@@ -292,6 +310,7 @@ def consumer_options(config: Config) -> dict[str, Any]:
     session = config.sink.session_timeout_ms
     return {
         **kafka_options(config.kafka),
+        **ANYONE,
         "group.id": config.sink.group,
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,

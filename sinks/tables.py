@@ -14,6 +14,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas import ddl, topics, wire
+from schemas.admin import ANYONE, unpackable
 from schemas.columns import InvalidBatch, packing, packing_name
 from schemas.config import Clickhouse, Config, kafka_options
 from schemas.declare import Stream
@@ -45,6 +46,7 @@ class SchemaTables:
         self._asked = False  # for a schema that has not arrived
         self._heard = 0.0
         self._read_to = -1  # the end of the topic when it was reached
+        self._passed = -1  # the last offset of the topic that could not be unpacked
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="schemas", daemon=True)
         for stream in self._catalog.streams.values():
@@ -84,7 +86,7 @@ class SchemaTables:
 
     def _run(self) -> None:
         consumer = Consumer({
-            **kafka_options(self._config.kafka), "group.id": f"{self._config.sink.group}-schemas",
+            **kafka_options(self._config.kafka), **ANYONE, "group.id": f"{self._config.sink.group}-schemas",
             "enable.auto.commit": False, "auto.offset.reset": "earliest", "enable.partition.eof": True,
         })  # fmt: skip
         consumer.assign([TopicPartition(topics.SCHEMAS, 0, OFFSET_BEGINNING)])
@@ -108,6 +110,9 @@ class SchemaTables:
                 self._learn(value)
             elif error is not None and error.code() == KafkaError._PARTITION_EOF:
                 self._read_to = message.offset() or 0
+            elif error is not None and unpackable(error):
+                self._passed = max(self._passed, message.offset() or 0) + 1
+                consumer.seek(TopicPartition(topics.SCHEMAS, 0, self._passed))
         return len(messages) > 1
 
     def _listen(self, consumer: Consumer) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 from sinking import BOOT, Place, Sender, batch, declared, eventually, make_topics, reasons
 
 from schemas import topics, wire
@@ -66,6 +67,25 @@ def test_each_reason_is_told_and_neighbours_arrive(place: Place) -> None:
     counted = sink.metrics()
     assert all(counted[f'bpfleet_sink_dead_letters_total{{reason="{reason}"}}'] == 1 for reason in bad)
     assert set(bad) | {"incompatible", "rejected"} == set(REASONS)
+
+
+def test_a_message_that_swells_when_it_is_unpacked_stops_nobody(place: Place) -> None:
+    """A few kilobytes on the broker, more than any consumer takes: a dead letter like any other."""
+    make_topics(place.servers, topics.SCHEMAS, TOPIC)
+    Sender(place.servers).send(TOPIC, [batch(STREAM, 0, 10, 0)])
+    swelling = Producer({
+        "bootstrap.servers": place.servers, "message.max.bytes": 200_000_000, "compression.type": "zstd",
+    })  # fmt: skip
+    sender = Sender(place.servers)
+    for topic in (topics.SCHEMAS, TOPIC):
+        swelling.produce(topic, bytes(120_000_000), b"a", 0)
+    assert swelling.flush(30) == 0
+    sender.schema(STREAM)
+    sender.send(TOPIC, [batch(STREAM, 10, 10, 1)])
+    place.sink()
+    eventually(lambda: place.once(STREAM, 20), seconds=40)
+    (letter,) = eventually(place.letters)
+    assert reasons([letter]) == ["unreadable"] and dict(letter.headers())["offset"] == b"1"
 
 
 def test_an_incompatible_schema_is_refused_and_nothing_lost(place: Place) -> None:
