@@ -3,7 +3,7 @@
 One thread reads, decodes and ships; librdkafka, the Kafka desk and the metrics endpoint have their own.
 A ring wakes the loop only as each quarter of it fills (a wake-up an event would cost the traced program);
 otherwise it is read every ``collector.batch_ms``, when all there is becomes batches. A handful of events
-waits for more, a second at most: a batch costs collector, Kafka and sink as much as hundreds of events.
+waits for more, three times as long at most: a batch costs collector, Kafka and sink as much as hundreds.
 """
 
 import logging

@@ -27,7 +27,7 @@ BATCH_BYTES = 700_000  # of kernel structs: what becomes of them stays below Kaf
 RECLAIM_READS = 600  # reads after which an unchanged key of an aggregate leaves the kernel's map
 CROWDED_READS = 4  # and of one that is filling
 RECLAIM_EVERY = 16  # reads, at which such keys are looked for
-FEW, THIN_S = 100, 0.9  # fewer events than that wait so long for others
+FEW, THIN_CUTS = 100, 3  # fewer events than that wait for others, so many batches' age at most
 FILLING, FULL = 1 / 8, 1 / 4  # shares of a ring: worth a look between two cuts; look again at once
 
 
@@ -89,8 +89,9 @@ class Reading:
 
     def cut(self, now: float = math.inf) -> None:
         """Make batches of all that was read, but for a few young events (``now``: of the monotonic clock)."""
+        thin_s = THIN_CUTS * self.config.batch_ms / 1000
         for each in self.rings:
-            if each.rows >= FEW or now - each.since >= THIN_S:
+            if each.rows >= FEW or now - each.since >= thin_s:
                 self._ship(each)
 
     def _batch_rows(self, reader: RingReader) -> int:

@@ -111,7 +111,7 @@ class Collector(Struct, forbid_unknown_fields=True):
         default_factory=lambda: ["*"]
     )
     batch_ms: Annotated[
-        int, Meta(description="a batch is cut at this age; a handful of events at a second", ge=1)
+        int, Meta(description="a batch is cut at this age; a handful of events at three times that", ge=1)
     ] = 150
     batch_rows: Annotated[int, Meta(description="or at this size", ge=1)] = 10_000
     aggregate_ms: Annotated[int, Meta(description="how often histograms and counters are read", ge=10)] = (
