@@ -17,6 +17,7 @@ MOST_RATE = 50.0  # samples of a flow; with more, none is seen once by chance
 MOVING = 0.1  # of such pairs go on; what is only sent again is none
 LOOSE = 3.0  # × what thin sampling explains, and a handful: flows are not all of one size
 REPEATED = 0.1  # of the packets: one payload that often is no accident
+PADDING = 22  # of the shortest frames
 TTLS = 6  # of one source: one host has one, those behind one address a few
 
 
@@ -127,6 +128,29 @@ def _content(block: Block, begin: NDArray[np.int64]) -> NDArray[np.int64]:
     kept[:, 128:] = block["length"].astype("<u4").view(np.uint8).reshape(-1, 4)
     index = np.unique(kept.view("V132").reshape(-1), return_inverse=True)[1]
     return np.asarray(index, np.int64).reshape(-1)
+
+
+def tunnelled(block: Block) -> Mask:
+    """GRE frames that hold what a tunnel's do (RFC 2784, 2890): a whole packet of the protocol they name.
+
+    An IP packet is whole when its length is what is left of the frame, but for Ethernet's padding; bridged
+    Ethernet and what only a vendor knows are believed.
+    """
+    rows, start = np.arange(len(block)), header(block)
+
+    def at(offset: NDArray[np.int64] | int) -> NDArray[np.int64]:
+        place = np.minimum(start + offset, 126)
+        return np.asarray(block["raw"][rows, place].astype(np.int64) << 8 | block["raw"][rows, place + 1])
+
+    flags, protocol = at(0), at(2)
+    inner = 4 + 4 * sum((flags & bit != 0).astype(np.int64) for bit in (0x8000, 0x2000, 0x1000))
+    left = block["length"].astype(np.int64) - start - inner
+    four = at(inner) >> 12 == 4
+    six = at(inner) >> 12 == 6
+    size = np.where(four, at(inner + 2), at(inner + 4) + 40)
+    whole = (left >= size) & (left - size <= PADDING)
+    ip = ((protocol == 0x0800) & four | (protocol == 0x86DD) & six) & whole
+    return np.asarray((block["protocol"] == 47) & (ip | ~np.isin(protocol, (0x0800, 0x86DD))))
 
 
 def impossible(block: Block) -> Mask:

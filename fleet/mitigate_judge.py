@@ -11,7 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet.mitigate_flows import alone, flows, forged, header, impossible, in_order, most, repeated, share
+from fleet.mitigate_flows import (
+    alone,
+    flows,
+    forged,
+    header,
+    impossible,
+    in_order,
+    most,
+    repeated,
+    share,
+    tunnelled,
+)
 from fleet.mitigate_vectors import ACK, RST, SYN, Vector
 from fleet.samples import Block, Mask
 
@@ -71,7 +82,10 @@ def judge(vector: Vector, some: Block, others: Block, pps: float, threshold: flo
 
 def _doubt(vector: Vector, attack: Block) -> str:
     """A tunnel, a file system: large and lasting, between two hosts, never the same. So may be a flood."""
-    if vector.how == "tunnel" and _few(attack) and share(attack, repeated(attack)) < HALF:
+    if vector.how != "tunnel" or not _few(attack) or share(attack, repeated(attack)) >= HALF:
+        return ""
+    gre = attack["protocol"] == 47
+    if share(attack, ~gre | tunnelled(attack)) >= HALF:
         return "few sources, ever other content: it may be a tunnel or a file system"
     return ""
 

@@ -261,8 +261,18 @@ def test_streams_and_servers_are_no_attack() -> None:
 
 
 def test_a_tunnel_is_for_people_to_judge() -> None:
-    tunnel = many(lambda: ip("198.51.100.81", TARGET, 47, b"\0\0\x08\0" + DICE.randbytes(900)))
-    assert "tunnel" in opinion("gre flood", tunnel)[1].doubt
+    def gre(head: bytes, inner: bytes) -> bytes:
+        return ip("198.51.100.81", TARGET, 47, head + inner)
+
+    def inner() -> bytes:
+        return ip("10.1.0.1", "10.2.0.1", 17, DICE.randbytes(DICE.randrange(9, 900)))[14:]
+
+    for head in (b"\0\0\x08\0", b"\x20\0\x08\0\0\0\0\x07", b"\xb0\0\x08\0" + bytes(12)):
+        assert "tunnel" in opinion("gre flood", many(lambda head=head: gre(head, inner())))[1].doubt
+    six = many(lambda: gre(b"\0\0\x86\xdd", struct.pack(">IHBB", 6 << 28, 300, 17, 64) + DICE.randbytes(332)))
+    assert "tunnel" in opinion("gre flood", six)[1].doubt
+    noise = many(lambda: gre(b"\0\0\x08\0", DICE.randbytes(900)))  # no packets: no tunnel
+    assert opinion("gre flood", noise)[1].doubt == ""
     assert opinion("gre flood", ATTACKS["gre flood"](DICE, 1000))[1].doubt == ""
 
 
