@@ -57,6 +57,8 @@ class Fleet:
             "BPFLEET_CLICKHOUSE": self.config.clickhouse.url, "BPFLEET_KAFKA": self.config.kafka.servers,
             "BPFLEET_CLICKHOUSE_DATABASE": self.config.clickhouse.database,
         }, standalone_mode=False)  # fmt: skip
+        if isinstance(result.exception, UsageError):  # what a person is told
+            raise result.exception
         assert result.exception is None, result.exception
         return json.loads(result.output)
 
