@@ -21,11 +21,12 @@ from collector.bpf_sys import ProgType
 from collector.filter.assembler import R0, Assembler
 from collector.filter.host import Filter
 from collector.filter.language import Document, Rule
-from collector.filter.layout import WINDOW_MS
+from collector.filter.layout import WINDOW_MS, Config
 from collector.ring import Ring
 from schemas import declare, dtype
 
 ROUNDS, REPEAT = 15, 200_000
+ENDLESS = 1 << 30  # jiffies, or samples
 PEER, PEER_DROP, SET = "xdp-filter ip, pass", "xdp-filter ip, drop", "64 rules + set of 10,000"
 TABLE = "64 rules of fields"
 SAMPLED = ", sampling 1/1000"
@@ -117,18 +118,38 @@ def ours(directory: Path, document: Document, sampled: bool) -> tuple[Filter, in
     fd = next(iter(host.programs.values())).fd
     config = host.tables.config()
     host.tables.put(replace(config, budget=0))
-    if sampled:  # the rate follows the traffic: a budget for the traffic that a test run makes
-        alone = min(bpf_sys.prog_test_run(fd, PLAIN, repeat=REPEAT).ns for _ in range(5))
-        host.tables.put(replace(config, budget=round(WINDOW_MS * 1e6 / alone / 700)))
+    if sampled:
+        hold_rate(host, fd, config)
     return host, fd
 
 
-def drain(hosts: list[Filter]) -> None:
-    """Read what was sampled, as the collector does, so that no ring is full."""
+def hold_rate(host: Filter, fd: int, config: Config) -> None:
+    """Have one frame in 1024 sampled from now on, whatever the traffic.
+
+    The rate follows the packets of the last window. A run fills but a part of one, and its neighbours in the
+    round fill the rest; so a window is made that had 700 packets for each sample, and the next never ends.
+    """
+    host.tables.put(replace(config, budget=1))
+    bpf_sys.prog_test_run(fd, PLAIN)
+    bpf_sys.prog_test_run(fd, PLAIN, repeat=700)
+    time.sleep(2 * WINDOW_MS / 1000)
+    host.tables.put(replace(config, budget=1, window=ENDLESS))
+    bpf_sys.prog_test_run(fd, PLAIN)
+    host.tables.put(replace(config, budget=ENDLESS, window=ENDLESS))
+    drain([host])
+    bpf_sys.prog_test_run(fd, PLAIN, repeat=REPEAT)
+    rate = REPEAT / drain([host])
+    assert 900 < rate < 1150, f"one frame in {rate:.0f} is sampled, not one in 1024"
+
+
+def drain(hosts: list[Filter]) -> int:
+    """Read what was sampled, as the collector does, so that no ring is full. How many there were."""
+    read = 0
     for ring in [Ring(host.maps["packet_sample"], EVENT) for host in hosts]:
-        while len(ring.read(100_000)):
-            pass
+        while count := len(ring.read(100_000)):
+            read += count
         ring.close()
+    return read
 
 
 EVENT = dtype.event(declare.read(declare.DIRECTORY / "packet_sample.avsc").streams[0])

@@ -16,12 +16,15 @@ from collector.bpf_map import Map, MapType
 from collector.bpf_sys import ProgType
 from collector.filter import matcher
 from collector.filter.assembler import R0, R2, Assembler
+from collector.filter.decision import Graph
+from collector.filter.emit import HITS
 from collector.filter.link import Piece, bind, link
 from collector.filter.pcap import Program
+from collector.filter.symbolic import decide
 from schemas.errors import UsageError
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
-SCRATCH_BYTES = 8 + 512
+SCRATCH_BYTES = HITS + 512
 SOURCES = ["10.1.2.3", "10.1.2.4", "192.0.2.7", "198.51.100.9"]
 SOURCES6 = ["2001:db8::1", "2001:db8:1::7", "fe80::9"]
 NETS = ["10.1.0.0/16", "192.0.2.0/24", "0.0.0.0/1", "2001:db8::/32", "2001:db8:1::/52"]
@@ -52,7 +55,7 @@ class Matcher:
         bpf_sys.prog_test_run(self.fd, frame)
         value = self.scratch.lookup(bytes(4))
         assert value is not None
-        bits = int.from_bytes(value[8:], "little")
+        bits = int.from_bytes(value[HITS:], "little")
         summary = int.from_bytes(value[:8], "little")
         assert summary == sum(1 << word for word in range(64) if bits >> 64 * word & (1 << 64) - 1)
         return {at for at in range(bits.bit_length()) if bits >> at & 1}
@@ -76,11 +79,11 @@ def matching(expressions: Sequence[str]) -> Iterator[Matcher]:
 
 
 def compilable(expressions: Sequence[str]) -> list[str]:
-    """Those that libpcap takes (it refuses, for one, what can never match)."""
+    """Those that libpcap takes (it refuses, for one, what can never match), and reads no garbage in."""
     kept = []
     for each in expressions:
         try:
-            Program(each)
+            decide(Graph(), Program(each).instructions)
         except UsageError:
             continue
         kept.append(each)

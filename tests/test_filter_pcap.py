@@ -8,6 +8,10 @@ from filtering import compilable, expressions, frames, matching
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from collector.filter.decision import Graph
+from collector.filter.pcap import Program
+from collector.filter.symbolic import decide
+
 SOAK = int(os.environ.get("BPFLEET_SOAK", "1"))
 # A failure names its expression and frame: shrinking a list of fifty would take minutes and say no more.
 UNSHRUNK = settings(
@@ -33,6 +37,39 @@ def test_few_rules_too(texts: list[str], seed: int) -> None:
     with matching(texts) as matcher:
         for frame in frames(random.Random(seed), 40):
             assert matcher.hits(frame) == matcher.judged(frame), frame.hex()
+
+
+def undone(dice: random.Random) -> str:
+    """Arithmetic with constants, undone to ask of the field itself; edges as likely as the rest."""
+    value = dice.choice(["udp[10:2]", "ip[8]", "len", "udp[8:4]", "ip[4:2]", "(ip[8] << 2)"])
+    for _ in range(dice.randrange(1, 4)):
+        number = dice.choice(
+            [1, 2, 3, 5, 255, 256, 65_535, 65_536, 2**31, 2**32 - 1, dice.randrange(1, 2**32)]
+        )
+        value = f"({value} {dice.choice('+-^*/')} {number})"
+    sign = dice.choice(["=", "!=", ">", "<", ">=", "<="])
+    return f"{value} {sign} {dice.choice([0, 1, 255, 256, 65_535, 2**32 - 1, dice.randrange(2**32)])}"
+
+
+def test_arithmetic_that_is_undone_means_the_same() -> None:
+    dice = random.Random(5)
+    texts = compilable([undone(dice) for _ in range(400)])
+    seen: set[int] = set()
+    with matching(texts) as matcher:
+        for frame in frames(dice, 150):
+            hits = matcher.hits(frame)
+            assert hits == matcher.judged(frame), frame.hex()
+            seen |= hits
+    assert len(seen) > len(texts) // 4
+
+
+def test_a_thousand_sums_are_found_like_a_thousand_values() -> None:
+    """One look at the field for all of them."""
+    programs = [Program(f"udp[10:2] ^ {n} = {7 * n % 65_536} and ip[4:2] + {n} = 9000") for n in range(1000)]
+    graph = Graph()
+    nodes = [decide(graph, each.instructions, ()) for each in programs]
+    asked = frozenset().union(*(graph.tested(each) for each in nodes))
+    assert len(asked) < 20
 
 
 def shapes(dice: random.Random) -> str:

@@ -10,36 +10,57 @@ static void (*tail_call)(struct xdp_md *, void *table, u32 at) = (void *)BPF_FUN
 
 INLINE u64 filter_main(struct xdp_md *ctx)
 {
-    u32 zero = 0, shift;
     struct filter_scratch *scratch = own_scratch();
-    struct filter_config *config = bpf_map_lookup_elem(map(filter_config), &zero);
+    const struct filter_config *config = FILTER_CONFIG;
     u64 decided = 0, matched;
 
-    if (!scratch || !config)
+    if (!scratch)
         return XDP_PASS;
     scratch->sets_known = 0;
     matched = call_match(ctx, scratch);
     if (UNLIKELY(config->table))
-        matched |= call_table(ctx);
+        matched |= call_table(ctx, scratch);
     if (UNLIKELY(matched))
-        decided = call_act(ctx);
+        decided = call_act(ctx, scratch);
     if (decided == FILTER_DECIDED_DROP)
         return XDP_DROP;
     if (LIKELY(!decided)) {
         scratch->packets++;
-        scratch->bytes += ctx->data_end - ctx->data;
-        shift = sample_now(&scratch->sampler, scratch->packets, config->budget, config->window);
-        if (UNLIKELY(shift)) {
-            scratch->sample = FILTER_NO_RULE | (shift - 1) << 24;
-            call_record(ctx);
-        }
+        scratch->bytes += (u64)ctx->data_end - (u64)ctx->data;
+        if (UNLIKELY(!count_down(&scratch->sampler, config->budget)))
+            call_passed(ctx, scratch);
     }
     tail_call(ctx, map(filter_next), 0); // a constant index is a direct jump; where nothing follows, none
     return XDP_PASS;
 }
 
-// The functions; the loader adds an entry point for each, which takes the context and nothing else.
-#define PIECE(name) INLINE u64 piece_##name(struct xdp_md *ctx)
+// A frame that no rule decided on, and that may be sampled.
+INLINE u64 filter_passed(struct xdp_md *ctx, struct filter_scratch *scratch)
+{
+    const struct filter_config *config = FILTER_CONFIG;
+    u32 shift = sample_now(&scratch->sampler, scratch->packets, config->budget, config->window);
+
+    if (!shift)
+        return 0;
+    scratch->sample = FILTER_NO_RULE | (shift - 1) << 24;
+    return call_record(ctx, scratch);
+}
+
+// The functions, which take the context and this CPU's scratch; `main` has to find it. The loader asks for an entry
+// point for each: a number of 128 bits comes in two registers, as two pointers do, and bcc rewrites what takes two.
+#define PIECE(name) INLINE u64 piece_##name(struct xdp_md *ctx, struct filter_scratch *scratch)
+#define ENTRY(name)                                                                                            \
+    u64 entry_##name(unsigned __int128 both)                                                                   \
+    {                                                                                                          \
+        return piece_##name((void *)(u64)FIRST_OF(both), (void *)(u64)SECOND_OF(both));                        \
+    }
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define FIRST_OF(both) (both)
+#define SECOND_OF(both) ((both) >> 64)
+#else
+#define FIRST_OF(both) ((both) >> 64)
+#define SECOND_OF(both) (both)
+#endif
 
 PIECE(main)
 {
@@ -47,32 +68,22 @@ PIECE(main)
 }
 PIECE(act)
 {
-    struct filter_scratch *scratch = own_scratch();
-
     return scratch ? filter_act(ctx, scratch) : 0;
 }
 PIECE(step)
 {
-    struct filter_scratch *scratch = own_scratch();
-
     return scratch ? filter_step(ctx, scratch) : 1;
 }
 PIECE(record)
 {
-    struct filter_scratch *scratch = own_scratch();
-
     return scratch ? filter_record(ctx, scratch) : 0;
 }
 PIECE(source_sets)
 {
-    struct filter_scratch *scratch = own_scratch();
-
     return scratch ? filter_sets(ctx, scratch, 0) : 0;
 }
 PIECE(destination_sets)
 {
-    struct filter_scratch *scratch = own_scratch();
-
     return scratch ? filter_sets(ctx, scratch, 1) : 0;
 }
 PIECE(established)
@@ -81,13 +92,13 @@ PIECE(established)
 }
 PIECE(table)
 {
-    struct filter_scratch *scratch = own_scratch();
-
     return scratch ? filter_table(ctx, scratch) : 0;
+}
+PIECE(passed)
+{
+    return scratch ? filter_passed(ctx, scratch) : 0;
 }
 PIECE(fields)
 {
-    struct filter_scratch *scratch = own_scratch();
-
     return scratch ? filter_fields_fit(ctx, scratch) : 1;
 }

@@ -8,14 +8,15 @@
 // Other parts of the program; the linker puts calls of them where these numbers are.
 #define FUNCTION(number) ((void *)(0x7f000000UL + (number)))
 static u64 (*call_match)(struct xdp_md *, struct filter_scratch *) = FUNCTION(0);
-static u64 (*call_act)(struct xdp_md *) = FUNCTION(1);
-static u64 (*call_record)(struct xdp_md *) = FUNCTION(2);
-static u64 (*call_source_sets)(struct xdp_md *) = FUNCTION(3);
-static u64 (*call_destination_sets)(struct xdp_md *) = FUNCTION(4);
-static u64 (*call_step)(struct xdp_md *) = FUNCTION(5);
-static u64 (*call_established)(struct xdp_md *) = FUNCTION(6);
-static u64 (*call_table)(struct xdp_md *) = FUNCTION(7);
-static u64 (*call_fields)(struct xdp_md *) = FUNCTION(8);
+static u64 (*call_act)(struct xdp_md *, struct filter_scratch *) = FUNCTION(1);
+static u64 (*call_record)(struct xdp_md *, struct filter_scratch *) = FUNCTION(2);
+static u64 (*call_source_sets)(struct xdp_md *, struct filter_scratch *) = FUNCTION(3);
+static u64 (*call_destination_sets)(struct xdp_md *, struct filter_scratch *) = FUNCTION(4);
+static u64 (*call_step)(struct xdp_md *, struct filter_scratch *) = FUNCTION(5);
+static u64 (*call_established)(struct xdp_md *, struct filter_scratch *) = FUNCTION(6);
+static u64 (*call_table)(struct xdp_md *, struct filter_scratch *) = FUNCTION(7);
+static u64 (*call_fields)(struct xdp_md *, struct filter_scratch *) = FUNCTION(8);
+static u64 (*call_passed)(struct xdp_md *, struct filter_scratch *) = FUNCTION(9);
 
 // The number of the lowest bit set.
 INLINE u64 lowest_bit(u64 bits)
@@ -123,12 +124,12 @@ INLINE void count_and_sample(struct xdp_md *ctx, struct filter_scratch *scratch,
     counter->packets[verdict]++;
     counter->bytes[verdict] += ctx->data_end - ctx->data;
     if (verdict != FILTER_PASSED && scratch->followed)
-        counter->established += call_established(ctx);
+        counter->established += call_established(ctx, scratch);
     packets = counter->packets[0] + counter->packets[1] + counter->packets[2];
     shift = sample_now(sampler, packets, budget, window);
     if (UNLIKELY(shift)) {
         scratch->sample = slot | verdict << 16 | (shift - 1) << 24;
-        call_record(ctx);
+        call_record(ctx, scratch);
     }
 }
 
@@ -166,14 +167,12 @@ INLINE u64 filter_step(struct xdp_md *ctx, struct filter_scratch *scratch)
 // The allow-list comes first: what is on it was never matched.
 INLINE u64 filter_act(struct xdp_md *ctx, struct filter_scratch *scratch)
 {
-    u32 zero = 0;
-    struct filter_config *config = bpf_map_lookup_elem(map(filter_config), &zero);
+    const struct filter_config *config = FILTER_CONFIG;
     int i;
 
     scratch->decided = 0;
-    if (!config)
-        return 0;
-    if (config->flags & FILTER_ALLOWING && (call_source_sets(ctx) | call_destination_sets(ctx)) & FILTER_ALLOW) {
+    if (config->flags & FILTER_ALLOWING &&
+        (call_source_sets(ctx, scratch) | call_destination_sets(ctx, scratch)) & FILTER_ALLOW) {
         scratch->allowed++;
     } else {
         scratch->now = bpf_jiffies64();
@@ -182,7 +181,7 @@ INLINE u64 filter_act(struct xdp_md *ctx, struct filter_scratch *scratch)
         if (config->flags & FILTER_LIMITS)
             find_limited(ctx, scratch);
         for (i = 0; i < FILTER_RULES; i++)
-            if (call_step(ctx))
+            if (call_step(ctx, scratch))
                 break;
     }
     forget_matches(scratch);

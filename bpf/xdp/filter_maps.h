@@ -35,6 +35,8 @@ MAP(LRU_HASH, filter_buckets, struct filter_bucket_key, u64, 65536)
 MAP(LRU_HASH, filter_top, struct filter_top_key, struct filter_top_value, 8192)
 MAP(PROG_ARRAY, filter_next, u32, u32, 1) // of one program, too: collector/xdp_chain.py
 
+#define FILTER_CONFIG ((const struct filter_config *)bpf_pseudo_fd(2, MAP_NUMBER_filter_config)) // no look-up
+
 INLINE struct filter_scratch *own_scratch(void)
 {
     u32 zero = 0;

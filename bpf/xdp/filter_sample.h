@@ -10,9 +10,9 @@
 #include "xdp/filter_state.h"
 
 // Of mean 2^shift.
-INLINE u32 draw_gap(u32 shift)
+INLINE u64 draw_gap(u32 shift)
 {
-    u32 lot = bpf_get_prandom_u32(), mean = 1U << shift;
+    u64 lot = bpf_get_prandom_u32(), mean = 1ULL << shift;
 
     if (!shift)
         return 1;
@@ -45,7 +45,7 @@ INLINE u32 bit_length(u64 number)
     return length + number;
 }
 
-INLINE void next_window(struct filter_sampler *sampler, u64 packets, u32 budget, u32 now, u32 window)
+INLINE void next_window(struct filter_sampler *sampler, u64 packets, u32 budget, u64 now, u32 window)
 {
     u32 shift = bit_length((packets - sampler->seen) / budget);
 
@@ -59,14 +59,29 @@ INLINE void next_window(struct filter_sampler *sampler, u64 packets, u32 budget,
         sampler->left = draw_gap(shift);
 }
 
+// One packet goes by. Whether nothing but that is to be done.
+INLINE int count_down(struct filter_sampler *sampler, u32 budget)
+{
+    u64 left = sampler->left;
+
+    if (UNLIKELY(!budget))
+        return 1;
+    if (UNLIKELY(left <= 1 || bpf_jiffies64() >= sampler->end))
+        return 0;
+    sampler->left = left - 1;
+    return 1;
+}
+
 // One packet goes by. Its weight's shift plus one if it is to be sampled, else 0.
 INLINE u32 sample_now(struct filter_sampler *sampler, u64 packets, u32 budget, u32 window)
 {
-    u32 now = (u32)bpf_jiffies64(), shift;
+    u64 now;
+    u32 shift;
 
-    if (UNLIKELY(!budget))
+    if (LIKELY(count_down(sampler, budget)))
         return 0;
-    if (UNLIKELY((s32)(now - sampler->end) >= 0 || !sampler->left))
+    now = bpf_jiffies64();
+    if (now >= sampler->end || !sampler->left)
         next_window(sampler, packets, budget, now, window);
     if (LIKELY(--sampler->left))
         return 0;

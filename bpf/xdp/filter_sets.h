@@ -90,8 +90,7 @@ INLINE u32 sets_of_frame(struct xdp_md *ctx, const struct filter_config *config,
 // The answer is kept for the frame.
 INLINE u64 filter_sets(struct xdp_md *ctx, struct filter_scratch *scratch, u64 direction)
 {
-    u32 zero = 0, sets;
-    struct filter_config *config;
+    u32 sets;
 
     if (direction) {
         if (scratch->sets_known & 2)
@@ -99,10 +98,7 @@ INLINE u64 filter_sets(struct xdp_md *ctx, struct filter_scratch *scratch, u64 d
     } else if (scratch->sets_known & 1) {
         return scratch->sets[0];
     }
-    config = bpf_map_lookup_elem(map(filter_config), &zero);
-    if (!config)
-        return 0;
-    sets = sets_of_frame(ctx, config, direction);
+    sets = sets_of_frame(ctx, FILTER_CONFIG, direction);
     scratch->sets[direction ? 1 : 0] = sets;
     scratch->sets_known |= direction ? 2 : 1;
     return sets;

@@ -44,24 +44,25 @@ enum { FRAME_PORTS = 1, FRAME_TCP = 2 };
 
 // Sampling on one CPU: one packet in 2^shift on average, each with equal chance.
 struct filter_sampler {
-    u32 left; // packets until the next sample
-    u32 end; // jiffies at which the window ends
+    u64 left; // packets until the next sample
+    u64 end; // jiffies at which the window ends
     u64 seen; // packets when the window began
     u32 taken; // samples in this window
     u32 shift;
 };
 
-// One a CPU. The generated function `match` knows the places of `summary` and `hits`.
+// One a CPU. What every packet asks for comes first. The generated function `match` knows the places of `summary`
+// and `hits`.
 struct filter_scratch {
     u64 summary; // which words of hits are not zero
-    u64 hits[FILTER_WORDS]; // rules a frame matched, by their place in the program
     u64 packets, bytes; // let through without a rule deciding
     struct filter_sampler sampler; // of those
+    u32 sets_known; // bit 0: sets[0] is right, bit 1: sets[1] is
+    u32 decided; // what a rule said
+    u64 hits[FILTER_WORDS]; // rules a frame matched, by their place in the program
     u64 allowed; // frames that a rule matched and the allow-list let through
     u64 lost; // samples that found no room
     u32 sets[2]; // of this frame: sets its source and destination are in
-    u32 sets_known; // bit 0: sets[0] is right, bit 1: sets[1] is
-    u32 decided; // what a rule said
     u32 window; // of sampling, jiffies
     u64 now;
     u8 source[16]; // of limits, its last byte aside

@@ -26,16 +26,13 @@ INLINE u64 bits_at(u32 at)
 
 INLINE u64 filter_table(struct xdp_md *ctx, struct filter_scratch *scratch)
 {
-    u32 zero = 0, length = ctx->data_end - ctx->data;
-    struct filter_config *config = bpf_map_lookup_elem(map(filter_config), &zero);
+    u32 length = ctx->data_end - ctx->data;
     struct filter_frame frame = {};
     u64 bits;
     int i;
 
-    if (!config)
-        return 0;
     parse_frame(ctx, &frame);
-    bits = config->table & bits_at(BITS_CLASS + class_of(&frame));
+    bits = FILTER_CONFIG->table & bits_at(BITS_CLASS + class_of(&frame));
     bits &= bits_at(BITS_PROTOCOL + frame.protocol);
     if (!bits)
         return 0;
@@ -55,7 +52,7 @@ INLINE u64 filter_table(struct xdp_md *ctx, struct filter_scratch *scratch)
     scratch->candidates = bits;
     scratch->frame = frame;
     for (i = 0; i < 64; i++)
-        if (call_fields(ctx))
+        if (call_fields(ctx, scratch))
             break;
     return scratch->summary;
 }
@@ -81,17 +78,17 @@ INLINE int payload_fits(struct xdp_md *ctx, u32 at, const struct filter_fields *
     return in_prefix(found, rule->payload, rule->payload_mask);
 }
 
-INLINE int sets_fit(struct xdp_md *ctx, const struct filter_fields *rule)
+INLINE int sets_fit(struct xdp_md *ctx, struct filter_scratch *scratch, const struct filter_fields *rule)
 {
     u32 sets;
 
     if (rule->source_sets | rule->not_source_sets) {
-        sets = call_source_sets(ctx);
+        sets = call_source_sets(ctx, scratch);
         if ((rule->source_sets && !(sets & rule->source_sets)) || sets & rule->not_source_sets)
             return 0;
     }
     if (rule->destination_sets | rule->not_destination_sets) {
-        sets = call_destination_sets(ctx);
+        sets = call_destination_sets(ctx, scratch);
         if ((rule->destination_sets && !(sets & rule->destination_sets)) || sets & rule->not_destination_sets)
             return 0;
     }
@@ -113,8 +110,8 @@ INLINE u64 filter_fields_fit(struct xdp_md *ctx, struct filter_scratch *scratch)
     scratch->candidates = candidates;
     rule = bpf_map_lookup_elem(map(filter_fields), &number);
     if (rule && in_prefix(frame->source, rule->source, rule->source_mask) &&
-        in_prefix(frame->destination, rule->destination, rule->destination_mask) && sets_fit(ctx, rule) &&
-        (!rule->state || (call_established(ctx) != 0) == (rule->state == 2)) &&
+        in_prefix(frame->destination, rule->destination, rule->destination_mask) && sets_fit(ctx, scratch, rule) &&
+        (!rule->state || (call_established(ctx, scratch) != 0) == (rule->state == 2)) &&
         payload_fits(ctx, frame->payload, rule)) {
         scratch->hits[FILTER_WORDS - 1] |= 1ULL << number;
         scratch->summary |= 1ULL << (FILTER_WORDS - 1);

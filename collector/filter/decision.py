@@ -155,18 +155,39 @@ class Graph:
         if operation == "room" and self.is_constant(a):
             k = self.spans[a][0]
             return (LENGTH, low + k, high + k if high < LONGEST else LONGEST) if low > 0 else None
-        if operation not in ("&", ">>", *COMPARISONS) or not self.is_constant(b):
+        if operation not in _OPERATIONS or not self.is_constant(b):
             return None
         k = self.spans[b][0]
+        if operation in ("+", "-", "^", "*", "/"):
+            return self._undone(operation, a, k, low, high)
         if operation in COMPARISONS:
             least, most = {">": (k + 1, MAX), ">=": (k, MAX), "==": (k, k)}[operation]
             return (a, least, most) if (low, high) == (1, 1) else None
         if operation == ">>":
             return (a, low << k, (high << k) | ((1 << k) - 1)) if k < 32 else None
+        if operation != "&":
+            return None
         rest = self._ones(a) & ~k
         if rest & (rest + 1) == 0 and low == high:  # the mask keeps the highest bits, all of them
             return (a, low, low | rest) if low & rest == 0 else (a, 1, 0)
         return None
+
+    def _undone(self, operation: str, a: int, k: int, low: int, high: int) -> tuple[int, int, int] | None:
+        """Where ``a`` lies when ``a operation k`` is in an interval; None if in more than one place."""
+        most = self.spans[a][1]
+        if operation == "/":
+            return (a, low * k, min(high * k + k - 1, MAX)) if k else None
+        if operation == "*" and most * k <= MAX:
+            return a, -(-low // k), high // k
+        if operation == "+" and most + k <= MAX:
+            return a, low - k, high - k
+        if low != high or (operation == "*" and k % 2 == 0):
+            return None
+        one = {
+            "+": lambda: low - k, "-": lambda: low + k, "^": lambda: low ^ k,
+            "*": lambda: low * pow(k, -1, MAX + 1),
+        }[operation]() & MAX  # fmt: skip
+        return a, one, one
 
     def tested(self, node: int) -> frozenset[int]:
         """Every value that a graph may test."""

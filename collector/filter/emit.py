@@ -19,7 +19,7 @@ from schemas.errors import UsageError
 GATE = 42  # Ethernet, IPv4 and UDP headers: longer frames take the straight way
 SHORTEST = 14  # an Ethernet header; XDP sees nothing shorter
 CONTEXT = -8  # where on the stack the program's context is
-SUMMARY, HITS = 0, 8  # offsets in scratch: a bit for each word of the hits that is not zero; the hits
+SUMMARY, HITS = 0, 64  # offsets in scratch: a bit for each word of the hits that is not zero; the hits
 MAX_RULES = 4032  # the last word of the hits is for table rules
 VERSIONS = 4  # of one test, for different evidence, before the general one is made
 FRESH = 12  # instructions of a function that has only begun
@@ -43,6 +43,7 @@ class Emitter:
         self.limit = limit
         self.functions: dict[str, Assembler] = {}
         self._sizes: dict[int, int] = {}
+        self._beyond: dict[int, bool] = {}
         self._keep: list[Plan] = []
 
     def match(self, long: Plan, short: Plan) -> dict[str, Assembler]:
@@ -97,6 +98,26 @@ class Emitter:
         body.code.load(8, R0, R7, SUMMARY)
         body.code.leave()
 
+    def looks_beyond(self, plan: Plan) -> bool:
+        """Whether a plan may ask for more of the frame than :data:`GATE` bytes from its start."""
+        known = self._beyond.get(id(plan))
+        if known is None:
+            if isinstance(plan, Leaf):
+                known = any(map(self._far, self.graph.tested(plan.node)))
+            elif isinstance(plan, Switch):
+                known = self._far(plan.value) or any(self.looks_beyond(each) for _, _, each in plan.arms)
+            else:
+                known = any(map(self.looks_beyond, plan.parts))
+            self._beyond[id(plan)] = known
+            self._keep.append(plan)
+        return known
+
+    def _far(self, value: int) -> bool:
+        operation, size, base, offset = self.graph.values[value]
+        if operation == "load" and base < 0:
+            return offset + size > GATE
+        return value == LENGTH or any(map(self._far, self.graph.leaves[value] - {value, LENGTH}))
+
     def size(self, plan: Plan) -> int:
         """About how many instructions a plan becomes."""
         known = self._sizes.get(id(plan))
@@ -135,8 +156,10 @@ class Writer:
             self._switch(plan, after, evidence)
 
     def _sequence(self, plan: Sequence, after: Label, evidence: Evidence) -> None:
-        for number, part in enumerate(plan.parts):
-            if number == len(plan.parts) - 1:
+        # those that look beyond what is known to be there come last: after each the packet is found anew
+        parts = sorted(plan.parts, key=self.emitter.looks_beyond)
+        for number, part in enumerate(parts):
+            if number == len(parts) - 1:
                 self.plan(part, after, evidence)
                 return
             then, grown, moved = Label(), self.values.grown, self.values.moved

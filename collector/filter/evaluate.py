@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from collector.filter.assembler import R0, R1, R2, R3, R4, R5, R6, R8, R9, R10, Assembler, Label
+from collector.filter.assembler import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Assembler, Label
 from collector.filter.decision import COMPARISONS, LENGTH, LONGEST, Graph
 from schemas.errors import UsageError
 
@@ -100,6 +100,7 @@ class Evaluator:
     def _flag(self, value: int, to: int) -> None:
         name, argument, _, _ = self.graph.values[value]
         self.code.load(8, R1, R10, self.context)
+        self.code.move(R2, R7)
         self.code.call(FLAGS[name])
         self.code.move(to, R0)
         if argument:

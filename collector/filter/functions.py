@@ -10,11 +10,13 @@ import struct
 from collections.abc import Sequence
 
 from collector import bpf_sys
+from collector.filter.layout import SCRATCH
 
 STATIC, GLOBAL = 0, 1
 _INT, _PTR, _STRUCT, _FUNC, _FUNC_PROTO = 1, 2, 4, 12, 13
-_NUMBER, _CONTEXT, _POINTER, _ONE_ARGUMENT, _TWO_ARGUMENTS = 1, 2, 3, 4, 5  # type numbers, in order
-_FIRST_FUNCTION = 6
+# type numbers, in order
+_NUMBER, _CONTEXT, _TO_CONTEXT, _SCRATCH, _TO_SCRATCH, _ENTRY, _OTHER = range(1, 8)
+_FIRST_FUNCTION = 8
 
 
 class _Types:
@@ -43,21 +45,21 @@ class _Types:
 def describe(functions: Sequence[tuple[str, int, bool]]) -> tuple[int, bytes]:
     """(name, first instruction, global?) of each, in order → BTF descriptor and the ``func_info`` of a load.
 
-    Global functions take the context alone, the others it and a pointer; all return a number. The caller
-    closes the descriptor.
+    The first takes the context, the others it and a CPU's scratch, whose size lets the verifier check those
+    that are global by themselves; all return a number. The caller closes the descriptor.
     """
     types = _Types()
     types.add("u64", _INT, 0, 8, struct.pack("=I", 64))
     types.add("xdp_md", _STRUCT, 0, 4)
     types.add("", _PTR, 0, _CONTEXT)
-    parameter = struct.pack("=II", types.name("ctx"), _POINTER)
+    types.add("filter_scratch", _STRUCT, 0, SCRATCH.itemsize)
+    types.add("", _PTR, 0, _SCRATCH)
+    parameter = struct.pack("=II", types.name("ctx"), _TO_CONTEXT)
     types.add("", _FUNC_PROTO, 1, _NUMBER, parameter)
-    types.add("", _FUNC_PROTO, 2, _NUMBER, parameter + struct.pack("=II", types.name("scratch"), _POINTER))
+    types.add("", _FUNC_PROTO, 2, _NUMBER, parameter + struct.pack("=II", types.name("scratch"), _TO_SCRATCH))
     info = b""
     for number, (name, start, is_global) in enumerate(functions):
-        types.add(
-            name, _FUNC, GLOBAL if is_global else STATIC, _ONE_ARGUMENT if is_global else _TWO_ARGUMENTS
-        )
+        types.add(name, _FUNC, GLOBAL if is_global else STATIC, _OTHER if number else _ENTRY)
         info += struct.pack("=II", start, _FIRST_FUNCTION + number)
     return _load(types.blob()), info
 

@@ -20,8 +20,8 @@ SCRATCH = np.dtype(
     {
         "names": ["packets", "bytes", "allowed", "lost"],
         "formats": ["<u8"] * 4,
-        "offsets": [520, 528, 560, 568],
-        "itemsize": 696,
+        "offsets": [8, 16, 576, 584],
+        "itemsize": 704,
     }
 )
 TOP_KEY = np.dtype([("item", "u1", (16,)), ("kind", "u1"), ("verdict", "u1"), ("zero", "u1", (6,))])

@@ -29,6 +29,7 @@ FUNCTIONS = (
     "established",
     "table",
     "fields",
+    "passed",
 )  # by the numbers in filter_act.h
 FIRST_FUNCTION = 0x7F000000
 PATIENCE = 120  # seconds

@@ -26,9 +26,7 @@ def compile_skeleton(header: str) -> dict[str, object]:
     text = FILE.read_text()
     needs = source.scan(text, FILE.parent)
     pieces = re.findall(r"^PIECE\((\w+)\)", text, re.MULTILINE)
-    entries = "".join(
-        f"u64 entry_{each}(struct xdp_md *ctx) {{ return piece_{each}(ctx); }}\n" for each in pieces
-    )
+    entries = "".join(f"ENTRY({each})\n" for each in pieces)
     before = source.prelude(needs, Btf.read(), header)
     module = Module(f'{before}#include "{FILE}"\n{entries}{source.postlude(needs, header)}')
     maps = []

@@ -7,6 +7,7 @@ from collector.bpf_map import Map, MapType
 from collector.bpf_sys import ProgType
 from collector.filter import matcher
 from collector.filter.assembler import R0, R2, Assembler
+from collector.filter.emit import HITS
 from collector.filter.language import bound, check
 from collector.filter.link import Piece, bind, link
 from schemas.errors import BpfleetError, UsageError
@@ -14,7 +15,7 @@ from schemas.filter import RuleSpec, expression_of
 from schemas.filter_expression import compile_expression
 from schemas.filter_file import Rule
 
-SCRATCH_BYTES = 8 + 512
+SCRATCH_BYTES = HITS + 512
 STUBS = ("source_sets", "destination_sets", "established")
 
 
