@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-// Drop sampling and filtering: which rules match (a function that collector/filter/emit.py writes, and filter_table.h),
+// Drop sampling and filtering: which rules match (code that collector/filter/emit.py writes, and filter_table.h),
 // what becomes of the frame (filter_act.h), samples of what passes (filter_sample.h), then the next program, if there is one.
 // Each PIECE is a function of its own; collector/filter/link.py puts them together.
 
@@ -8,16 +8,11 @@
 
 static void (*tail_call)(struct xdp_md *, void *table, u32 at) = (void *)BPF_FUNC_tail_call;
 
-INLINE u64 filter_main(struct xdp_md *ctx)
+INLINE u64 filter_main(struct xdp_md *ctx, struct filter_scratch *scratch)
 {
-    struct filter_scratch *scratch = own_scratch();
     const struct filter_config *config = FILTER_CONFIG;
-    u64 decided = 0, matched;
+    u64 decided = 0, matched = scratch->summary;
 
-    if (!scratch)
-        return XDP_PASS;
-    scratch->sets_known = 0;
-    matched = call_match(ctx, scratch);
     if (UNLIKELY(config->table))
         matched |= call_table(ctx, scratch);
     if (UNLIKELY(matched))
@@ -46,7 +41,8 @@ INLINE u64 filter_passed(struct xdp_md *ctx, struct filter_scratch *scratch)
     return call_record(ctx, scratch);
 }
 
-// The functions, which take the context and this CPU's scratch; `main` has to find it. The loader asks for an entry
+// The functions, which take the context and this CPU's scratch. What matches stands before `main`, and falls through
+// to it: collector/filter/entry.py. The loader asks for an entry
 // point for each: a number of 128 bits comes in two registers, as two pointers do, and bcc rewrites what takes two.
 #define PIECE(name) INLINE u64 piece_##name(struct xdp_md *ctx, struct filter_scratch *scratch)
 #define ENTRY(name)                                                                                            \
@@ -64,7 +60,7 @@ INLINE u64 filter_passed(struct xdp_md *ctx, struct filter_scratch *scratch)
 
 PIECE(main)
 {
-    return filter_main(ctx);
+    return filter_main(ctx, scratch);
 }
 PIECE(act)
 {

@@ -7,16 +7,15 @@
 
 // Other parts of the program; the linker puts calls of them where these numbers are.
 #define FUNCTION(number) ((void *)(0x7f000000UL + (number)))
-static u64 (*call_match)(struct xdp_md *, struct filter_scratch *) = FUNCTION(0);
-static u64 (*call_act)(struct xdp_md *, struct filter_scratch *) = FUNCTION(1);
-static u64 (*call_record)(struct xdp_md *, struct filter_scratch *) = FUNCTION(2);
-static u64 (*call_source_sets)(struct xdp_md *, struct filter_scratch *) = FUNCTION(3);
-static u64 (*call_destination_sets)(struct xdp_md *, struct filter_scratch *) = FUNCTION(4);
-static u64 (*call_step)(struct xdp_md *, struct filter_scratch *) = FUNCTION(5);
-static u64 (*call_established)(struct xdp_md *, struct filter_scratch *) = FUNCTION(6);
-static u64 (*call_table)(struct xdp_md *, struct filter_scratch *) = FUNCTION(7);
-static u64 (*call_fields)(struct xdp_md *, struct filter_scratch *) = FUNCTION(8);
-static u64 (*call_passed)(struct xdp_md *, struct filter_scratch *) = FUNCTION(9);
+static u64 (*call_act)(struct xdp_md *, struct filter_scratch *) = FUNCTION(0);
+static u64 (*call_record)(struct xdp_md *, struct filter_scratch *) = FUNCTION(1);
+static u64 (*call_source_sets)(struct xdp_md *, struct filter_scratch *) = FUNCTION(2);
+static u64 (*call_destination_sets)(struct xdp_md *, struct filter_scratch *) = FUNCTION(3);
+static u64 (*call_step)(struct xdp_md *, struct filter_scratch *) = FUNCTION(4);
+static u64 (*call_established)(struct xdp_md *, struct filter_scratch *) = FUNCTION(5);
+static u64 (*call_table)(struct xdp_md *, struct filter_scratch *) = FUNCTION(6);
+static u64 (*call_fields)(struct xdp_md *, struct filter_scratch *) = FUNCTION(7);
+static u64 (*call_passed)(struct xdp_md *, struct filter_scratch *) = FUNCTION(8);
 
 // The number of the lowest bit set.
 INLINE u64 lowest_bit(u64 bits)

@@ -69,7 +69,7 @@ INLINE u32 sets_of_frame(struct xdp_md *ctx, const struct filter_config *config,
         return 0;
     type = *(u16 *)(data + 12);
     for (tag = 0; tag < 2; tag++) {
-        if (LIKELY(type != BE16(ETHERTYPE_VLAN) && type != BE16(ETHERTYPE_QINQ)))
+        if (LIKELY(type == BE16(ETHERTYPE_IPV4)) || (type != BE16(ETHERTYPE_VLAN) && type != BE16(ETHERTYPE_QINQ)))
             break;
         data += VLAN_BYTES;
         if (data + ETHERNET_BYTES > end)

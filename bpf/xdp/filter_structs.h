@@ -51,8 +51,8 @@ struct filter_sampler {
     u32 shift;
 };
 
-// One a CPU. What every packet asks for comes first. The generated function `match` knows the places of `summary`
-// and `hits`.
+// One a CPU. What every packet asks for comes first. Generated code knows the places of `summary`,
+// `sets_known` and `hits`.
 struct filter_scratch {
     u64 summary; // which words of hits are not zero
     u64 packets, bytes; // let through without a rule deciding

@@ -132,6 +132,11 @@ class Assembler:
         self.jumps.append((len(self.code), label))
         self.emit(0x0E | JUMPS[operation], register, other)
 
+    def jump_if_there(self, register: int, label: Label) -> None:
+        """Go there unless the register, all 64 bits of it, is zero (a pointer to nothing)."""
+        self.jumps.append((len(self.code), label))
+        self.emit(0x55, register)
+
     def call(self, function: str) -> None:
         """Call a function of the same program; r1–r5 are its arguments and gone, r0 its answer."""
         self.calls.append((len(self.code), function))

@@ -19,7 +19,8 @@ from schemas.errors import UsageError
 GATE = 42  # Ethernet, IPv4 and UDP headers: longer frames take the straight way
 SHORTEST = 14  # an Ethernet header; XDP sees nothing shorter
 CONTEXT = -8  # where on the stack the program's context is
-SUMMARY, HITS = 0, 64  # offsets in scratch: a bit for each word of the hits that is not zero; the hits
+# offsets in scratch: a bit for each word of the hits that is not zero; which sets are known; the hits
+SUMMARY, SETS_KNOWN, HITS = 0, 56, 64
 MAX_RULES = 4032  # the last word of the hits is for table rules
 VERSIONS = 4  # of one test, for different evidence, before the general one is made
 FRESH = 12  # instructions of a function that has only begun

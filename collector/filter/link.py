@@ -19,6 +19,15 @@ class Piece:
     calls: Sequence[tuple[int, str]] = ()
 
 
+def join(*pieces: Piece) -> Piece:
+    """One function of the code of several, each of which goes on to the next at its end."""
+    code, calls = b"", []
+    for each in pieces:
+        calls += [(len(code) // 8 + place, name) for place, name in each.calls]
+        code += each.code
+    return Piece(code, tuple(calls))
+
+
 @dataclass(frozen=True)
 class Linked:
     """A whole program, and where its functions start (in instructions), in order."""

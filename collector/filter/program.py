@@ -10,6 +10,7 @@ from collector import bpf_sys
 from collector.bpf_map import Map
 from collector.bpf_sys import ProgType
 from collector.filter import matcher
+from collector.filter.entry import whole
 from collector.filter.functions import describe
 from collector.filter.layout import MAX_RULES
 from collector.filter.link import bind, link
@@ -51,7 +52,9 @@ def load(skeleton: Skeleton, maps: Mapping[str, Map], rules: Sequence[Expressed]
     Raises :class:`schemas.errors.BpfleetError`: a rule is refused by the compiler or all by the verifier.
     """
     matching = matcher.match([(each.code, each.flags) for each in rules])
-    linked = link({**skeleton.pieces, **matching}, "main")
+    scratch = next(at for at, each in enumerate(skeleton.maps) if each.name == "filter_scratch")
+    main = whole(scratch, matching["match"], skeleton.pieces["main"])
+    linked = link({**skeleton.pieces, **matching, "main": main}, "main")
     types, functions = describe([(name, at, name in skeleton.pieces) for name, at in linked.starts.items()])
     order, following = _order(skeleton, rules), _shape(skeleton, NEXT).create()
     try:

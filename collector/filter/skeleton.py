@@ -20,7 +20,6 @@ from schemas.errors import BpfleetError
 
 CHILD = Path(__file__).with_name("skeleton_child.py")
 FUNCTIONS = (
-    "match",
     "act",
     "record",
     "source_sets",
