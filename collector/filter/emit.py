@@ -25,6 +25,7 @@ MAX_RULES = 4032  # the last word of the hits is for table rules
 VERSIONS = 4  # of one test, for different evidence, before the general one is made
 FRESH = 12  # instructions of a function that has only begun
 LINEAR = 3  # arms compared one after the other
+MANY = 8  # arms that are worth a look at their ends first
 
 
 @dataclass
@@ -181,6 +182,8 @@ class Writer:
         evidence = self.values.compute(plan.value, R1, evidence, after)
         labels = [self._label(each, after, evidence) for _, _, each in plan.arms]
         spans = [(low, high, label) for (low, high, _), (label, _) in zip(plan.arms, labels, strict=True)]
+        if len(spans) > MANY:
+            self._hull(plan.value, spans[0][0], spans[-1][1], after)
         self._search(spans, after)
         for (low, _, each), (label, new) in zip(plan.arms, labels, strict=True):
             if new:
@@ -211,6 +214,14 @@ class Writer:
             self.code.call(name)
         self.values.grown += 1
         self.code.jump(after)
+
+    def _hull(self, value: int, low: int, high: int, otherwise: Label) -> None:
+        """What lies outside of all arms is done with: much traffic is, where rules ask for values near by."""
+        least, most = self.graph.spans[value]
+        if low > least:
+            self.code.jump_if("<", R1, low, otherwise)
+        if high < most:
+            self.code.jump_if(">", R1, high, otherwise)
 
     def _search(self, arms: list[tuple[int, int, Label]], otherwise: Label) -> None:
         """Go to the arm that r1 lies in."""
