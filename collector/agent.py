@@ -3,7 +3,8 @@
 One thread reads, decodes and ships; librdkafka, the Kafka desk and the metrics endpoint have their own.
 A ring wakes the loop only as each quarter of it fills (a wake-up an event would cost the traced program);
 otherwise it is read every ``collector.batch_ms``, when all there is becomes batches. A handful of events
-waits for more, three times as long at most: a batch costs collector, Kafka and sink as much as hundreds.
+waits in the ring, a second at most: a batch costs collector, Kafka and sink as much as hundreds of events.
+While all rings have but a handful they are looked at less often.
 """
 
 import logging
@@ -11,7 +12,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ from schemas.rows import columns
 
 log = logging.getLogger("bpfleet.collector")
 BUSY_S = 0.002  # between two passes while a ring is filling, or the spool draining
+QUIET_S = 0.5  # between two looks while no ring has many events: each time awake costs as much as hundreds
+FEW_S = 1.0  # few events, and aggregates, go out together: Kafka has one request then
 HEALTH_S = 5.0
 HEARTBEAT_S = 30.0
 STOP_S = 5.0
@@ -40,7 +43,7 @@ DETACH_S = 0.02  # programs that run at that moment come to their end
 
 @dataclass
 class Every:
-    """A due time that comes again."""
+    """A due time that comes again, at multiples: what comes equally often comes at the same moment."""
 
     seconds: float
     at: float = 0.0
@@ -49,9 +52,17 @@ class Every:
         """Whether it is time; then the next time is set."""
         if now < self.at:
             return False
-        missed = now - self.at > self.seconds
-        self.at = (now if missed else self.at) + self.seconds
+        self._next(now)
         return True
+
+    def _next(self, now: float) -> None:
+        self.at = (now // self.seconds + 1) * self.seconds
+
+    def pace(self, seconds: float, now: float) -> None:
+        """From now on so often."""
+        if seconds != self.seconds:
+            self.seconds = seconds
+            self._next(now)
 
 
 class Agent:
@@ -69,11 +80,13 @@ class Agent:
         self._started_us = now_us()
         self._stats_fd = -1
         self._endpoint: metrics.Endpoint | None = None
-        self._cut = Every(config.collector.batch_ms / 1000)
+        self._batch_s = config.collector.batch_ms / 1000
+        self._cut = Every(self._batch_s)
+        self._few = Every(FEW_S)
         self._read = Every(config.collector.aggregate_ms / 1000)
         self._tell = Every(HEALTH_S)
         self._beat = Every(HEARTBEAT_S)
-        self._timers = (self._cut, self._read, self._tell, self._beat)
+        self._timers = (self._cut, self._few, self._read, self._tell, self._beat)
         self.companions: list[Companion] = []
         self.profiler: profiler.Profiler | None = None
         self.costs: dict[str, RunTimes] = {}  # of programs that handlers loaded, by a name for people
@@ -133,7 +146,7 @@ class Agent:
         self.reading.cut()
         for companion in self.companions:
             companion.stop()
-        self._hear_companions()
+        self._hear(self.companions)
         self._ship_cgroups()
         self.tell()
         left = self.output.close(STOP_S)
@@ -160,8 +173,10 @@ class Agent:
         for companion in self.companions:
             companion.start()
             poll.register(companion.fd, select.EPOLLIN)
+        woken: set[int] = set()
         while not self._stopping:
-            poll.poll(BUSY_S if self.step() else self._until_due())
+            busy = self.step(woken)
+            woken = {fd for fd, _ in poll.poll(BUSY_S if busy else self._until_due())}
         poll.close()
         signal.set_wakeup_fd(-1)
         os.close(wake)
@@ -170,16 +185,23 @@ class Agent:
     def _until_due(self) -> float:
         return max(min(each.at for each in self._timers) - time.monotonic(), BUSY_S)
 
-    def step(self) -> bool:
-        """One pass over everything that is due; whether the next should follow at once."""
+    def step(self, woken: Container[int] = ()) -> bool:
+        """One pass over everything that is due; whether the next should follow at once.
+
+        ``woken``: descriptors of companions that have something to ship.
+        """
         now = time.monotonic()
-        cut = self._cut.due(now)
-        busy = self.reading.look() if cut else self.reading.look_if_filling()
+        few = self._few.due(now)
+        cut = self._cut.due(now) or few
+        self.output.pump()
+        busy = self.reading.look(few=few) if cut else self.reading.look_if_filling()
+        if cut or self.reading.has_many:
+            self._cut.pace(self._batch_s if self.reading.has_many else max(self._batch_s, QUIET_S), now)
         if cut:
-            self.reading.cut(now)
+            self.reading.cut(few=few)
         if self._read.due(now):
             self.reading.aggregates()
-        self._hear_companions()
+        self._hear([each for each in self.companions if each.fd in woken])
         if cut:
             self._ship_cgroups()
             self.resolve()
@@ -208,8 +230,8 @@ class Agent:
 
     # ── Rows about itself ────────────────────────────────────────────────────────────────────────
 
-    def _hear_companions(self) -> None:
-        for companion in self.companions:
+    def _hear(self, companions: Iterable[Companion]) -> None:
+        for companion in companions:
             for stream, made in companion.rows().items():
                 self._ship_rows(stream, made)
             for stream, ready, sample_rate in companion.batches():

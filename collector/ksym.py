@@ -5,7 +5,9 @@ the first address needs a name. A kernel that hides addresses (kptr_restrict) gi
 """
 
 import time
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +28,14 @@ class Table:
     ends: NDArray[np.uint32]
     names: bytes
 
+    @cached_property
+    def _numbers(self) -> memoryview:
+        """The addresses as Python's own numbers: one at a time, they are found faster than by numpy."""
+        return np.ascontiguousarray(self.addresses).data
+
     def name(self, address: int) -> str | None:
         """The symbol an address lies in, with its module as ``name [module]``; None if in none."""
-        at = int(np.searchsorted(self.addresses, np.uint64(address), side="right")) - 1
+        at = bisect_right(self._numbers, address) - 1
         if at < 0 or address - int(self.addresses[at]) > PAGE:
             return None
         return self.names[self.starts[at] : self.ends[at]].decode("ascii", "replace").replace("\t", " ")

@@ -45,7 +45,7 @@ class Polled(Companion):
             self._thread.join(2 * SECOND)
 
     def _run(self) -> None:
-        at_us, due = 0, time.monotonic()
+        at_us, due = 0, time.monotonic() // self._seconds * self._seconds  # with all that is as frequent
         while not self._end.wait(max(due - time.monotonic(), 0)):
             begun = time.thread_time()
             try:

@@ -1,7 +1,6 @@
 """Loaded probes as sources of arrays: rings, aggregates, their loss counters, their programs' run time."""
 
 import fnmatch
-import math
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -34,13 +33,11 @@ class RingReader:
     ring: Ring
     pending: list[NDArray[Any]] = field(default_factory=list)
     rows: int = 0
-    since: float = math.inf  # monotonic, when the first of them was read
 
     def read(self, limit: int) -> int:
         """Move at most ``limit`` events out of the kernel's memory; how many came."""
         events = self.ring.read(limit)
         if len(events):
-            self.since = min(self.since, time.monotonic())
             self.pending.append(events)
             self.rows += len(events)
         return len(events)
@@ -50,7 +47,7 @@ class RingReader:
         if not self.pending:
             return None
         whole = self.pending[0] if len(self.pending) == 1 else np.concatenate(self.pending)
-        self.pending, self.rows, self.since = [], 0, math.inf
+        self.pending, self.rows = [], 0
         return whole
 
     @property

@@ -1,7 +1,6 @@
 """From loaded probes to batches: rings and aggregates are read, decoded, cut and handed to the output."""
 
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +26,7 @@ BATCH_BYTES = 700_000  # of kernel structs: what becomes of them stays below Kaf
 RECLAIM_READS = 600  # reads after which an unchanged key of an aggregate leaves the kernel's map
 CROWDED_READS = 4  # and of one that is filling
 RECLAIM_EVERY = 16  # reads, at which such keys are looked for
-FEW, THIN_CUTS = 100, 3  # fewer events than that wait for others, so many batches' age at most
+FEW = 100  # fewer events than that wait for others
 FILLING, FULL = 1 / 8, 1 / 4  # shares of a ring: worth a look between two cuts; look again at once
 
 
@@ -74,24 +73,31 @@ class Reading:
         fullest = max((each.fill for each in self.rings), default=0.0)
         return self.look() if fullest > FILLING else False
 
-    def look(self, limit: int = READ_ROWS) -> bool:
-        """Read every ring; whether one is filling fast."""
+    def look(self, limit: int = READ_ROWS, *, few: bool = True) -> bool:
+        """Read every ring; whether one is filling fast. Without ``few``, where few events wait they stay."""
         busy = False
         for each in self.rings:
-            busy = busy or each.fill > FULL
+            fill = each.fill
+            if not fill:
+                continue
+            busy = busy or fill > FULL
             if each.stream.name == "cgroup_event":
                 self._hear_cgroups(each)
-            else:
+            elif few or fill > FILLING or each.ring.waits(FEW):
                 each.read(limit)
             if each.rows >= self._batch_rows(each):
                 self._ship(each)
         return busy
 
-    def cut(self, now: float = math.inf) -> None:
-        """Make batches of all that was read, but for a few young events (``now``: of the monotonic clock)."""
-        thin_s = THIN_CUTS * self.config.batch_ms / 1000
+    @property
+    def has_many(self) -> bool:
+        """Whether so many events of a ring were read that they are worth a batch."""
+        return any(each.rows >= FEW for each in self.rings)
+
+    def cut(self, *, few: bool = True) -> None:
+        """Make batches of all that was read; without ``few``, of as many events as are worth one."""
         for each in self.rings:
-            if each.rows >= FEW or now - each.since >= thin_s:
+            if each.rows >= FEW or (few and each.rows):
                 self._ship(each)
 
     def _batch_rows(self, reader: RingReader) -> int:

@@ -71,6 +71,10 @@ class Ring:
         """Events the ring holds before the kernel has to count some as lost."""
         return self.bytes // self._record.itemsize
 
+    def waits(self, events: int) -> bool:
+        """Whether so many events wait, or more."""
+        return self.waiting >= events * self._record.itemsize
+
     def read(self, limit: int = 100_000) -> "NDArray[np.void]":
         """Copy out at most ``limit`` events, oldest first."""
         position, size = self._consumer[0], self._record.itemsize

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
@@ -31,8 +32,8 @@ from schemas.columns import Column, Dictionary
 from schemas.declare import Stream
 
 log = logging.getLogger("bpfleet.collector")
-LOOK_S = 0.1
-LOOK_STACKS = 100  # named at one look
+LOOK_S, NAME_S = 0.1, 1.0  # new stacks are met that often; named together, which costs half as much
+LOOK_STACKS = 1000  # named at one look
 WAITING = 1000  # stacks; the rest wait in the ring, and then in the kernel, which bounds the work of a flood
 TOLD_S = 6 * 3600.0  # a stack that is still in use is told again after this time
 KEPT = 32_768  # numbers, and names, that are remembered; twice what the kernel's table of told ones holds
@@ -90,7 +91,7 @@ class Told:
     modules: str
     build_ids: str
 
-    @property
+    @cached_property
     def name(self) -> int:
         """The hash of all of it; never 0."""
         text = "\n".join((self.kind, self.frames, self.modules, self.build_ids))
@@ -139,18 +140,21 @@ class Names:
 
     def learn(self, records: NDArray[Any]) -> list[Told]:
         """Symbolise stacks that the kernel told; the contents that have to go out."""
-        fresh = [each for each in records if int(each["number"]) not in self._known]
-        users = [each for each in fresh if each["pid"]]
-        kernels = [each for each in fresh if not each["pid"]]
-        frames = self.symbols.users([(int(each["pid"]), _addresses(each)) for each in users])
+        rows = zip(
+            records["number"].tolist(), records["pid"].tolist(), map(_addresses, records), strict=True
+        )
+        fresh = [row for row in rows if row[0] not in self._known]
+        users = [row for row in fresh if row[1]]
+        kernels = [row for row in fresh if not row[1]]
+        frames = self.symbols.users([(pid, addresses) for _, pid, addresses in users])
         contents = [content("user", each) for each in frames]
-        contents += [content("kernel", self.symbols.kernel(_addresses(each))) for each in kernels]
+        contents += [content("kernel", self.symbols.kernel(addresses)) for _, _, addresses in kernels]
         now = time.monotonic()
-        for record, told in zip([*users, *kernels], contents, strict=True):
-            self._known[int(record["number"])] = told.name, now
+        for (number, _, _), told in zip([*users, *kernels], contents, strict=True):
+            self._known[number] = told.name, now
         self._forget(self._known)
-        for record, each in zip(users, frames, strict=True):
-            self._note_unnamed(int(record["number"]), int(record["pid"]), each)
+        for (number, pid, _), each in zip(users, frames, strict=True):
+            self._note_unnamed(number, pid, each)
         return [told for told in contents if self.is_news(told.name, now)]
 
     def _note_unnamed(self, number: int, pid: int, frames: list[Frame]) -> None:
@@ -219,12 +223,12 @@ class Stacks(Companion):
         self.names = names
         self.every_s = every_s
         self._sources = list(sources)
-        self._waiting: deque[NDArray[Any]] = deque()  # stacks to be named
+        self._waiting: list[NDArray[Any]] = []  # stacks to be named
         self._contents: list[Told] = []  # to go out with the next rows
         self._rows_made: deque[Rows] = deque(maxlen=1024)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stacks", daemon=True)
-        self._read_at = time.monotonic()
+        self._read_at = self._name_at = time.monotonic()
         self._failed = False
 
     def start(self) -> None:
@@ -250,7 +254,10 @@ class Stacks(Companion):
     def _run(self) -> None:
         due = time.monotonic() + self.every_s
         while not self._stop.wait(LOOK_S):
-            self._round(self.look)
+            self._round(self.meet)
+            if time.monotonic() >= self._name_at:
+                self._name_at = time.monotonic() + NAME_S
+                self._round(self.name)
             if time.monotonic() >= due:
                 self._round(self.read)
                 due = max(due + self.every_s, time.monotonic())
@@ -264,20 +271,21 @@ class Stacks(Companion):
                 log.exception("stacks cannot be read; further faults are not told")
             self._failed = True
 
-    def look(self, limit: int = LOOK_STACKS) -> None:
-        """Meet new processes while they are there; name some of the stacks that wait."""
+    def meet(self) -> None:
+        """Take new stacks, and look at their processes while they are there."""
         for source in self._sources:
             if source.ring.waiting and sum(map(len, self._waiting)) < WAITING:
                 records = source.ring.read(WAITING)
                 self._waiting.append(records)
                 for pid in np.unique(records["pid"]).tolist():
                     self.names.symbols.look_at(pid)
-        while self._waiting and limit > 0:
-            records = self._waiting.popleft()
-            if len(records) > limit:
-                self._waiting.appendleft(records[limit:])
+
+    def name(self, limit: int = LOOK_STACKS) -> None:
+        """Name so many of the stacks that wait."""
+        if self._waiting:
+            records = np.concatenate(self._waiting)
+            self._waiting = [records[limit:]] if len(records) > limit else []
             self._contents += self.names.learn(records[:limit])
-            limit -= len(records)
 
     def read(self) -> None:
         """Take the aggregates and name their stacks."""
@@ -288,7 +296,8 @@ class Stacks(Companion):
             for source in self._sources
             for stream, table in source.tables
         ]
-        self.look(limit=1 << 20)
+        self.meet()
+        self.name(limit=1 << 20)
         for source, stream, keys, values in taken:
             for name in stack_fields(stream):
                 keys[name], again = self.names.of(keys[name])

@@ -6,8 +6,8 @@ Everything kept is bounded; a process that is gone is resolved by what was learn
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ CHECK_S, REREAD_S = 1.0, 5.0  # a process is looked at, its mappings are read, n
 LONGEST = 400  # letters of a frame
 UNKNOWN = "[unknown]"
 KERNEL, JIT = "[kernel]", "[jit]"
+MANGLED = ("_Z", "_R")
 _MODULE = re.compile(r"^(.*) \[(.*)\]$")
 _UNCLEAN = str.maketrans({";": ",", "\n": " ", "\r": " ", "\t": " ", "\0": " "})
 
@@ -35,6 +36,9 @@ class Frame(NamedTuple):
     function: str  # `module+0x…` without a symbol, `[unknown]` where nothing is known
     module: str  # short name of the file; `[kernel]`, `[jit]`, `[vdso]`; "" if unknown
     build_id: str = ""  # of the module, only where the address has no symbol
+
+
+NOWHERE = Frame(UNKNOWN, "")
 
 
 def is_unnamed(frame: Frame) -> bool:
@@ -58,6 +62,7 @@ class Symbols:
         self._readable: OrderedDict[str, str] = OrderedDict()
         self._named: dict[tuple[int, int], Frame] = {}  # number of the mappings, address → of a file
         self._kernel_frames: dict[int, Frame] = {}
+        self._mangled: set[str] = set()  # names that are to be asked for
         self._doubted: dict[int, float] = {}  # pid → when an address of it lay nowhere
         self._checked: dict[int, float] = {}  # pid → when it was last seen to run the program that is known
 
@@ -77,7 +82,7 @@ class Symbols:
         """Frames of kernel addresses, innermost first as they came."""
         if len(self._kernel_frames) > PLACES:
             self._kernel_frames.clear()
-        return [self._kernel_frame(address) for address in _callers(addresses).tolist()]
+        return [self._kernel_frame(address) for address in _callers(addresses)]
 
     def _kernel_frame(self, address: int) -> Frame:
         found = self._kernel_frames.get(address)
@@ -123,38 +128,37 @@ class Symbols:
 
     def users(self, stacks: Iterable[tuple[int, NDArray[np.uint64]]]) -> list[list[Frame]]:
         """Frames of many stacks: new names of all of them are demangled in one go."""
-        raw = [self._user(pid, addresses) for pid, addresses in stacks]
-        return self._demangled(raw)
+        return self._demangled([self._user(pid, addresses) for pid, addresses in stacks])
 
     def _user(self, pid: int, addresses: NDArray[np.uint64]) -> list[Frame]:
         where = self.look_at(pid)
         if where is None:
-            return [Frame(UNKNOWN, "")] * len(addresses)
-        callers = _callers(addresses)
-        frames = [self._named.get((where.number, each)) for each in callers.tolist()]
-        fresh = [at for at, frame in enumerate(frames) if frame is None]
-        for at, frame in zip(fresh, self._fresh(pid, where, callers[fresh]), strict=True):
-            frames[at] = frame
-        return cast("list[Frame]", frames)
-
-    def _fresh(self, pid: int, where: Space, callers: NDArray[np.uint64]) -> Iterable[Frame]:
-        """Frames of addresses that were not named before."""
-        places = where.places(callers)
-        if (places < 0).any() and self._is_outdated(pid, where):
-            where = self._read(pid) or where  # a library was loaded since, or another program
-            places = where.places(callers)
+            return [NOWHERE] * len(addresses)
         if len(self._named) > PLACES:
             self._named.clear()
-        for at, address in zip(places.tolist(), callers.tolist(), strict=True):
-            frame = self._frame(pid, where, at, address)
-            if at >= 0 and where.files[at].is_file:  # anything else may mean another thing soon
-                self._named[where.number, address] = frame
-            yield frame
+        callers, number = _callers(addresses), where.number
+        frames = [self._named.get((number, each)) for each in callers]
+        if None in frames:
+            return self._fresh(pid, where, callers, frames)
+        return cast("list[Frame]", frames)
+
+    def _fresh(self, pid: int, where: Space, callers: list[int], frames: list[Frame | None]) -> list[Frame]:
+        """Frames of addresses some of which (None) were not named before."""
+        places = [-1 if frame else where.place(each) for frame, each in zip(frames, callers, strict=True)]
+        lost = any(at < 0 and frame is None for at, frame in zip(places, frames, strict=True))
+        if lost and self._is_outdated(pid, where):
+            where = self._read(pid) or where  # a library was loaded since, or another program
+            frames = [None] * len(callers)
+            places = [where.place(each) for each in callers]
+        return [
+            frame or self._frame(pid, where, at, address)
+            for frame, at, address in zip(frames, places, callers, strict=True)
+        ]
 
     def mapped(self, pid: int, address: int) -> tuple[Mapped, int] | None:
         """The file an address of a process lies in, and where in it."""
         where = self.look_at(pid)
-        at = int(where.places(np.array([address], np.uint64))[0]) if where else -1
+        at = where.place(address) if where else -1
         if where is None or at < 0 or not where.files[at].is_file:
             return None
         return where.files[at], address - int(where.starts[at]) + int(where.offsets[at])
@@ -172,21 +176,30 @@ class Symbols:
 
     def _frame(self, pid: int, where: Space, at: int, address: int) -> Frame:
         if at < 0:
-            return Frame(UNKNOWN, "")
+            return NOWHERE
         file = where.files[at]
         if not file.is_file and file.path != "[vdso]":
-            return self._jit(pid, file, address)
+            return self._noted(self._jit(pid, file, address))  # it may mean another thing soon
         offset = address - int(where.starts[at]) + int(where.offsets[at])
         key = file.device, file.inode, file.path, offset
-        return self._kept(key, lambda: self._in_file(pid, file, offset))
-
-    def _kept(self, key: tuple[str, int, str, int], make: Callable[[], Frame]) -> Frame:
         found = self._frames.get(key)
         if found is None:
-            found = self._frames[key] = make()
+            found = self._frames[key] = self._noted(self._in_file(pid, file, offset))
             if len(self._frames) > PLACES:
                 self._frames.popitem(last=False)
+        if file.is_file:
+            self._named[where.number, address] = found
         return found
+
+    def _noted(self, frame: Frame) -> Frame:
+        """A frame with its readable name; one whose name is not known yet waits until all are asked for."""
+        if not frame.function.startswith(MANGLED):
+            return frame
+        known = self._readable.get(frame.function)
+        if known is None:
+            self._mangled.add(frame.function)
+            return frame
+        return frame._replace(function=known)
 
     def _in_file(self, pid: int, file: Mapped, offset: int) -> Frame:
         module = self._modules.of(pid, file)
@@ -212,24 +225,26 @@ class Symbols:
     # ── Names ────────────────────────────────────────────────────────────────────────────────────
 
     def _demangled(self, stacks: list[list[Frame]]) -> list[list[Frame]]:
-        functions = {frame.function for stack in stacks for frame in stack}
-        mangled = {name for name in functions if name.startswith(("_Z", "_R"))}
-        if not mangled:
+        """With readable names, here and in what is kept; what nobody can read stays as it is."""
+        if not self._mangled:
             return stacks
-        fresh = sorted(mangled - self._readable.keys())
-        if fresh:
-            self._readable |= {name: clean(text) for name, text in self._demangler.names(fresh).items()}
-        read = {name: self._readable[name] for name in mangled if name in self._readable}
+        fresh, self._mangled = sorted(self._mangled), set()
+        read = {name: clean(text) for name, text in self._demangler.names(fresh).items()}
+        self._readable |= read
         while len(self._readable) > NAMES:
             self._readable.popitem(last=False)
-        return [
-            [each._replace(function=read[each.function]) if each.function in read else each for each in stack]
-            for stack in stacks
-        ]
+
+        def readable(frame: Frame) -> Frame:
+            name = read.get(frame.function)
+            return frame if name is None else frame._replace(function=name)
+
+        for table in (self._frames, self._named):
+            kept = cast("dict[Any, Frame]", table)
+            kept |= {key: readable(frame) for key, frame in kept.items() if frame.function in read}
+        return [[readable(frame) for frame in stack] for stack in stacks]
 
 
-def _callers(addresses: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _callers(addresses: NDArray[np.uint64]) -> list[int]:
     """Return addresses lie behind the call, perhaps in the next function: look at the byte before."""
-    found = np.ascontiguousarray(addresses, np.uint64).copy()
-    found[1:] -= np.uint64(1) * (found[1:] > 0)
-    return found
+    found: list[int] = addresses.tolist()
+    return [*found[:1], *(each - 1 if each else 0 for each in found[1:])]

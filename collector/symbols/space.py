@@ -2,7 +2,9 @@
 
 import os
 import time
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -45,12 +47,15 @@ class Space:
     read_at: float = field(default_factory=time.monotonic)
     number: int = field(default_factory=count().__next__)  # no other has it
 
-    def places(self, addresses: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The mapping of each address, -1 where there is none."""
-        if not len(self.starts):
-            return np.full(len(addresses), -1, np.int64)
-        at = np.searchsorted(self.starts, addresses, side="right").astype(np.int64) - 1
-        return np.where((at >= 0) & (addresses < self.ends[at]), at, -1)
+    @cached_property
+    def _starts(self) -> memoryview:
+        """As Python's own numbers: one at a time, they are found many times faster than by numpy."""
+        return np.ascontiguousarray(self.starts).data
+
+    def place(self, address: int) -> int:
+        """The mapping an address lies in, -1 where there is none."""
+        at = bisect_right(self._starts, address) - 1
+        return at if at >= 0 and address < int(self.ends[at]) else -1
 
 
 def identity(pid: int) -> tuple[str, ...]:
