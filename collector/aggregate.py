@@ -35,6 +35,8 @@ class Aggregate:
         self.value = dtype.value(stream)
         self._near = Near(near, stream) if near else None
         self._strided = dtype.value(stream, table.stride)
+        self._each = np.dtype((self._strided, possible_cpus()))
+        self._whole = np.dtype((np.void, table.element_size))
         # Keys are kept as opaque bytes, compared whole, padding included.
         self._opaque = np.dtype(f"V{table.key_size}")
         self._keys = np.empty(0, self._opaque)  # of the previous read
@@ -69,8 +71,8 @@ class Aggregate:
         emptied = self.crowded
         raw_keys, raw_values, count = self.table.read(delete=emptied)
         self.crowded = count > CROWDED * self.table.max_entries
-        each = np.frombuffer(raw_values, np.dtype((self._strided, possible_cpus())), count)
-        values = np.frombuffer(raw_values, np.dtype((np.void, self.table.element_size)), count)
+        each = np.frombuffer(raw_values, self._each, count)
+        values = np.frombuffer(raw_values, self._whole, count)
         before, self._raw = self._raw, (raw_keys, values)
         if before is not None and before[0] == raw_keys:
             gains = self._same_keys(each, changed_rows(values, before[1]) if count else self._places)
@@ -88,6 +90,8 @@ class Aggregate:
     def _same_keys(self, each: "NDArray[np.void]", rows: "NDArray[np.intp]") -> Gains:
         """Gains of the rows that changed, of a map that has the keys it had."""
         self._idle += 1
+        if not len(rows):
+            return self._keys[:0], self._values[:0]
         places = self._places[rows]
         values = self._sum(each[rows])
         grown = values.copy()

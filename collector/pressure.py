@@ -4,7 +4,6 @@ What a kernel lacks reads 0. Of single cgroups :mod:`collector.pressure_cgroup` 
 """
 
 import os
-from pathlib import Path
 
 from collector.companion import Row
 from collector.pressure_cgroup import gained
@@ -26,20 +25,20 @@ class HostReader:
         return [gained(before, self._before, GAUGES)]
 
 
-def host_numbers(proc: Path = Path("/proc")) -> Numbers:
+def host_numbers(proc: str = "/proc") -> Numbers:
     """What the kernel has counted since it booted; files that it lacks count as 0."""
     pressure = {
         f"{name}_{kind}_us": value
         for name, kinds in (("cpu", ("some",)), ("memory", ("some", "full")), ("io", ("some", "full")))
-        for kind, value in psi(read(proc / "pressure" / name)).items()
+        for kind, value in psi(read(f"{proc}/pressure/{name}")).items()
         if kind in kinds
     }
-    virtual = table(read(proc / "vmstat"))
+    virtual = table(read(f"{proc}/vmstat"))
     return {
         **pressure,
-        **_cpus(read(proc / "stat")),
-        **_tcp(read(proc / "net/snmp")),
-        "memory_available_bytes": table(read(proc / "meminfo")).get("MemAvailable:", 0) * 1024,
+        **_cpus(read(f"{proc}/stat")),
+        **_tcp(read(f"{proc}/net/snmp")),
+        "memory_available_bytes": table(read(f"{proc}/meminfo")).get("MemAvailable:", 0) * 1024,
         "major_faults": virtual.get("pgmajfault", 0),
         "refaults": sum(virtual.get(f"workingset_refault_{kind}", 0) for kind in ("anon", "file")),
         "direct_scans": virtual.get("pgscan_direct", 0),

@@ -140,9 +140,7 @@ class Names:
 
     def learn(self, records: NDArray[Any]) -> list[Told]:
         """Symbolise stacks that the kernel told; the contents that have to go out."""
-        rows = zip(
-            records["number"].tolist(), records["pid"].tolist(), map(_addresses, records), strict=True
-        )
+        rows = zip(records["number"].tolist(), records["pid"].tolist(), map(_addresses, records), strict=True)
         fresh = [row for row in rows if row[0] not in self._known]
         users = [row for row in fresh if row[1]]
         kernels = [row for row in fresh if not row[1]]

@@ -40,6 +40,9 @@ class Journal:
 
     def read(self) -> list[Row]:
         """Rows that were added since the last call, oldest first; those of the last call are forgotten."""
+        if not self._has_rows():
+            self._given = 0
+            return []
         with self._locked() as file:
             content = file.read()
             if 0 < self._given <= len(content):
@@ -53,6 +56,12 @@ class Journal:
             except ValueError:  # torn by a power cut
                 continue
         return rows
+
+    def _has_rows(self) -> bool:
+        try:
+            return os.stat(self.file).st_size > 0  # noqa: PTH116 (asked often: a Path costs more)
+        except OSError:
+            return False
 
     def _halve(self, file: IO[bytes]) -> None:
         file.seek(0)

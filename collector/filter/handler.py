@@ -6,6 +6,7 @@ Both hold the lock while they touch the filter. A filter that commands of this h
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -224,7 +225,10 @@ class Filters(Companion):
             skeleton(self._directory / "compiled")  # now, not when the first attack is there
         except BpfleetError as error:
             log.warning("the filter is not available: %s", error)
+        state = str(self._directory / "state.json")
         while not self._stopping.wait(LOOK_S):
+            if self._host is None and not os.path.exists(state):  # noqa: PTH110 (asked often)
+                continue
             try:
                 with self._lock:
                     self._look_for_local()
