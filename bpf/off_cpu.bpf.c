@@ -24,7 +24,7 @@
 KERNEL_STRUCT(task_struct, pid, tgid, comm, se.cfs_rq)
 KERNEL_STRUCT(cfs_rq, ?rq)
 KERNEL_STRUCT(rq, clock)
-SETTING(off_cpu_budget, 400)
+SETTING(off_cpu_budget, 200)
 
 #define PLACES 65536       /* a power of two */
 #define UNIT 8             /* expectations and T count 256 ns each */

@@ -13,7 +13,7 @@ from schemas.config import Config
 if TYPE_CHECKING:
     from collector.agent import Agent
 
-CPU_TIME_S = 5.0  # of all cgroups; the pressure on those that run is read each second
+SLOW_S = 5.0  # what nobody judges second by second
 
 
 def collect(config: Config, *, to_stdout: bool = False) -> int:
@@ -71,7 +71,7 @@ def _ship(config: Config) -> int:
 
 
 def companions(agent: "Agent", *, kafka: bool = True) -> None:
-    """Give a new agent what runs beside its probes: what is read once a second, and desired state."""
+    """Give a new agent what runs beside its probes: what is read every few seconds, and desired state."""
     from collector import handlers
     from collector.cpu_time import CpuTime
     from collector.desired import DesiredState
@@ -82,8 +82,8 @@ def companions(agent: "Agent", *, kafka: bool = True) -> None:
 
     agent.companions.append(Polled("pressure", HostReader().rows))
     agent.companions.append(Polled("cgroup_pressure", CgroupReader().rows, rates=RATES))
-    agent.companions.append(Polled("cpu_time", CpuTime().rows, CPU_TIME_S))
-    agent.companions.append(Polled("listen_drop", Listeners().rows))
+    agent.companions.append(Polled("cpu_time", CpuTime().rows, SLOW_S))
+    agent.companions.append(Polled("listen_drop", Listeners().rows, SLOW_S))
     agent.companions.append(DesiredState(agent.config, handlers.make(agent), kafka=kafka))
 
 

@@ -32,7 +32,7 @@ from schemas.columns import Column, Dictionary
 from schemas.declare import Stream
 
 log = logging.getLogger("bpfleet.collector")
-LOOK_S, NAME_S = 0.1, 1.0  # new stacks are met that often; named together, which costs half as much
+LOOK_S, NAME_S = 0.2, 1.0  # new stacks are met that often; named together, which costs half as much
 LOOK_STACKS = 1000  # named at one look
 WAITING = 1000  # stacks; the rest wait in the ring, and then in the kernel, which bounds the work of a flood
 TOLD_S = 6 * 3600.0  # a stack that is still in use is told again after this time

@@ -133,7 +133,7 @@ class Collector(Struct, forbid_unknown_fields=True):
     ] = 49
     off_cpu_samples: Annotated[
         int, Meta(description="waits a second and CPU whose stacks are taken; the others are estimated", ge=1)
-    ] = 200
+    ] = 100
     profile_ms: Annotated[int, Meta(description="how often profiles are shipped", ge=100)] = 5_000
     budget_percent: Annotated[
         float,

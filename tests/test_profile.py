@@ -118,8 +118,10 @@ def perf_shares(report: Path) -> dict[str, float]:
 
 
 def test_shares_are_the_programs_own(seen: tuple[Seen, dict[str, float]]) -> None:
-    assert seen[0].share("known_c", "seventy") == pytest.approx(0.7, abs=0.06)
-    assert seen[0].share("known_c", "thirty") == pytest.approx(0.3, abs=0.06)
+    # On a busy machine the program gets less time, and fewer samples tell less.
+    allowed = max(0.06, 3 * (0.7 * 0.3 / sum(seen[0].samples("known_c").values())) ** 0.5)
+    assert seen[0].share("known_c", "seventy") == pytest.approx(0.7, abs=allowed)
+    assert seen[0].share("known_c", "thirty") == pytest.approx(0.3, abs=allowed)
     assert seen[0].share("known_c", "burn") > 0.97
     deepest = seen[0].samples("known_c").most_common(1)[0][0]
     assert deepest.endswith("main;seventy;burn")  # root first

@@ -47,6 +47,7 @@ LOOK_S, COUNT_S, TOP_S, PLACES_S = (
     5.0,
     2.0,
 )  # how often: samples, counters, heavy hitters, interfaces
+IDLE_S = 0.3  # between two looks for a filter of this host's own
 STOP_S = 5.0
 LOCAL = "this host has a filter of its own; end it with `bpfleet drop local remove`, or leave the host out"
 
@@ -226,7 +227,7 @@ class Filters(Companion):
         except BpfleetError as error:
             log.warning("the filter is not available: %s", error)
         state = str(self._directory / "state.json")
-        while not self._stopping.wait(LOOK_S):
+        while not self._stopping.wait(IDLE_S if self._host is None else LOOK_S):
             if self._host is None and not os.path.exists(state):  # noqa: PTH110 (asked often)
                 continue
             try:
