@@ -3,7 +3,7 @@
 One thread reads, decodes and ships; librdkafka, the Kafka desk and the metrics endpoint have their own.
 A ring wakes the loop only as each quarter of it fills (a wake-up an event would cost the traced program);
 otherwise it is read every ``collector.batch_ms``, when all there is becomes batches. A handful of events
-waits in the ring, a second at most: a batch costs collector, Kafka and sink as much as hundreds of events.
+waits in the ring, three times as long at most: a batch costs collector, Kafka and sink as much as hundreds.
 While all rings have but a handful they are looked at less often.
 """
 
@@ -33,8 +33,7 @@ from schemas.rows import columns
 
 log = logging.getLogger("bpfleet.collector")
 BUSY_S = 0.002  # between two passes while a ring is filling, or the spool draining
-QUIET_S = 0.5  # between two looks while no ring has many events: each time awake costs as much as hundreds
-FEW_S = 1.0  # few events, and aggregates, go out together: Kafka has one request then
+FEW_CUTS = 3  # few events wait so many batches' age; while no ring has many, none is looked at sooner
 HEALTH_S = 5.0
 HEARTBEAT_S = 30.0
 STOP_S = 5.0
@@ -82,7 +81,7 @@ class Agent:
         self._endpoint: metrics.Endpoint | None = None
         self._batch_s = config.collector.batch_ms / 1000
         self._cut = Every(self._batch_s)
-        self._few = Every(FEW_S)
+        self._few = Every(FEW_CUTS * self._batch_s)
         self._read = Every(config.collector.aggregate_ms / 1000)
         self._tell = Every(HEALTH_S)
         self._beat = Every(HEARTBEAT_S)
@@ -196,7 +195,7 @@ class Agent:
         self.output.pump()
         busy = self.reading.look(few=few) if cut else self.reading.look_if_filling()
         if cut or self.reading.has_many:
-            self._cut.pace(self._batch_s if self.reading.has_many else max(self._batch_s, QUIET_S), now)
+            self._cut.pace(self._batch_s if self.reading.has_many else self._few.seconds, now)
         if cut:
             self.reading.cut(few=few)
         if self._read.due(now):
