@@ -157,7 +157,7 @@ def parts_of(config: Config) -> list[Part]:
         addresses["kafka"] = (kafka_host, int(kafka_port))
     if _is_loopback(store.hostname or ""):
         port = store.port or 8123
-        if port != config.store.port:
+        if port != config.store.port and not _answers((str(store.hostname), port)):
             raise UsageError(
                 f"clickhouse.url is {config.clickhouse.url} and store.port {config.store.port}; "
                 "give both the same port"

@@ -198,22 +198,27 @@ def test_a_stack_goes_out_once(seen: tuple[Seen, dict[str, float]]) -> None:
 
 def test_the_frequency_can_be_changed_while_it_runs(programs: dict[str, Path]) -> None:
     stats = bpf_sys.enable_stats()
-    busy = subprocess.Popen([str(programs["known_c"]), "3"])
+    busy = subprocess.Popen([str(programs["known_c"]), "20"])
     try:
         with probing("cpu_profile") as probe:
             clocks = Clocks(probe.loaded, 100)
             for hertz in (100, 25, 0):
                 clocks.set_frequency(hertz)
                 probe.rows("cpu_profile")
-                begun = time.monotonic()
-                (cost,) = probe.cost(lambda: time.sleep(0.8)).values()
-                passed = time.monotonic() - begun
-                values = [value for _, value in probe.rows("cpu_profile")]
-                assert cost[0] == pytest.approx(hertz * passed * (os.cpu_count() or 1), rel=0.15, abs=2)
-                samples = sum(int(each["samples"]) for each in values)
-                assert bool(samples) == bool(hertz)
-                period = 1_000_000_000 // hertz if hertz else 0
-                assert sum(int(each["cpu_ns"]) for each in values) == samples * period
+                for _ in range(6):  # a virtual CPU that its host takes away loses ticks, and gains none
+                    begun = time.monotonic()
+                    (cost,) = probe.cost(lambda: time.sleep(0.8)).values()
+                    expected = hertz * (time.monotonic() - begun) * (os.cpu_count() or 1)
+                    values = [value for _, value in probe.rows("cpu_profile")]
+                    samples = sum(int(each["samples"]) for each in values)
+                    assert bool(samples) == bool(hertz)
+                    period = 1_000_000_000 // hertz if hertz else 0
+                    assert sum(int(each["cpu_ns"]) for each in values) == samples * period
+                    assert cost[0] <= 1.15 * expected + 2
+                    if cost[0] >= 0.85 * expected - 2:
+                        break
+                else:
+                    raise AssertionError(f"{cost[0]} ticks where {expected:.0f} were due")
             clocks.close()
     finally:
         os.close(stats)
