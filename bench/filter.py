@@ -259,7 +259,7 @@ def rows(times: dict[str, Times], seconds: float, table_seconds: float) -> list[
         row("64 rules + 10,000 prefixes + sampling 1/1000, no match", sampled, PEER, "≤ 1", 1.0),
         row("1,000 rules, no match", thousand, "10 rules", "≤ 2", 2.0),
         Row(
-            "sampling at 1/1000", f"+{extra:.0f} ns", f"without {bare.text('ns')}", "", "≤ +3 ns", extra <= 3
+            "sampling at 1/1000", f"{extra:+.0f} ns", f"without {bare.text('ns')}", "", "≤ +3 ns", extra <= 3
         ),
         Row("100 other rules, from command to enforced", f"{seconds:.2f} s", "", "", "≤ 2 s", seconds <= 2),
         row("64 rules, no match", times["64 rules"], PEER, "", None),
