@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from collector import bpf_sys, inventory, memory, metrics, overhead, privileges, probes, profiler, tracefs
+from collector import inventory, memory, metrics, overhead, privileges, probes, profiler, tracefs
 from collector.clock import now_us
 from collector.companion import Companion
 from collector.health import Health, Row, RunTimes, loss_row, restart_row
@@ -26,6 +26,7 @@ from collector.overhead_brake import Brakes
 from collector.probes import Attached
 from collector.reading import Reading
 from collector.sequence import Sequences
+from collector.timing import Timing
 from schemas import declare
 from schemas.config import Config
 from schemas.errors import BpfleetError
@@ -77,7 +78,7 @@ class Agent:
         self._streams = declare.streams()
         self._stopping = False
         self._started_us = now_us()
-        self._stats_fd = -1
+        self.timing = Timing(None)
         self._endpoint: metrics.Endpoint | None = None
         self._batch_s = config.collector.batch_ms / 1000
         self._cut = Every(self._batch_s)
@@ -98,10 +99,7 @@ class Agent:
         privileges.require()
         tracefs.mount()
         wanted = probes.chosen(declare.load(), self.config.collector.probes)
-        try:
-            self._stats_fd = bpf_sys.enable_stats()
-        except bpf_sys.BpfError as error:
-            log.warning("%s: programs run untimed", error)
+        self.timing = Timing.open()
         self.attached, self.failed, enums = probes.load(wanted, self.config.collector)
         for name, reason in self.failed.items():
             log.warning("probe %s does not run: %s", name, reason)
@@ -116,7 +114,7 @@ class Agent:
         privileges.drop(privileges.kept_for(kinds, symbols=stacks is not None or "probe" in kinds))
         if self.config.collector.metrics_port:
             self._endpoint = metrics.Endpoint(self.config.collector.metrics_port)
-        self.health = Health(self.attached, self.output.streams, self.output.spooled, self.costs)
+        self.health = Health(self.attached, self.output.streams, self.output.spooled, self.costs, self.timing)
         self._budget = overhead.Budget(self.config.collector.budget_percent, os.cpu_count() or 1)
         self._brakes = Brakes(self)
         memory.settle()
@@ -155,8 +153,7 @@ class Agent:
             each.close()
         if self._endpoint:
             self._endpoint.close()
-        if self._stats_fd >= 0:
-            os.close(self._stats_fd)
+        self.timing.close()
 
     # ── The loop ─────────────────────────────────────────────────────────────────────────────────
 
@@ -182,7 +179,8 @@ class Agent:
         os.close(wake_in)
 
     def _until_due(self) -> float:
-        return max(min(each.at for each in self._timers) - time.monotonic(), BUSY_S)
+        due = min(self.timing.at, *(each.at for each in self._timers))
+        return max(due - time.monotonic(), BUSY_S)
 
     def step(self, woken: Container[int] = ()) -> bool:
         """One pass over everything that is due; whether the next should follow at once.
@@ -206,6 +204,7 @@ class Agent:
             self.resolve()
             if self._sequences:
                 self._sequences.alive(now_us())
+        self.timing.step(now)
         if self._tell.due(now):
             self.tell()
         if self._beat.due(now):
@@ -246,7 +245,7 @@ class Agent:
     def tell(self) -> None:
         """Ship the health of the interval, and what is lost, once it can arrive."""
         now = now_us()
-        told = self.health.rows(now)
+        told = self.health.rows(now, self._tell.seconds)
         if self._killed_since_us:
             told.append(restart_row(self._killed_since_us, now))
             self._killed_since_us = 0

@@ -45,15 +45,29 @@ class Aggregate:
         self._raw: tuple[bytearray, NDArray[np.void]] | None = None  # keys and values as the kernel gave them
         self._places = np.empty(0, np.intp)  # of each raw key among them
         self._late: list[Gains] = []  # of keys that were reclaimed
+        self._used, self._moved = -1, True
 
-    def read(self) -> Gains:
-        """(keys, values): keys that changed since the previous read, and by how much."""
-        gains = [*self._late, self._hash()]
+    def read(self, used: int | None = None) -> Gains:
+        """(keys, values): keys that changed since the previous read, and by how much.
+
+        ``used``: a number that moves before the hash changes; while it stands still the hash is not read.
+        """
+        gains = [*self._late]
+        if used is None or self._may_have_changed(used):
+            gains.append(self._hash())
+        else:
+            self._idle += 1
         if self._near:
             gains.append(self._near.read())
         self._late = []
         gains = [each for each in gains if len(each[0])]
         return self._merge(gains) if gains else (np.empty(0, self.key), np.empty(0, self.value))
+
+    def _may_have_changed(self, used: int) -> bool:
+        """Once more after it moved, too: it moves first, and a program may have been on its way."""
+        before, self._moved = self._moved, used != self._used
+        self._used = used
+        return before or self._moved or self.crowded
 
     def _merge(self, gains: list[Gains]) -> Gains:
         """Each key once, with the sum of its gains."""

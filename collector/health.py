@@ -6,6 +6,8 @@ so that over a collector's life made = shipped + lost + invalid, for each ring s
 
 import os
 import resource
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from collector.bpf_sys import ProgInfo
 from collector.losses import Loss
 from collector.output import Shipped
 from collector.probes import Attached
+from collector.timing import Key, Timing
 
 Row = dict[str, Any]
 RunTimes = Callable[[], Mapping[str, ProgInfo]]  # by hook, since they were loaded
@@ -42,8 +45,11 @@ class Health:
         shipped: Mapping[str, Shipped],
         spool: Callable[[], tuple[int, int]],
         costs: Mapping[str, RunTimes],
+        timing: Timing,
     ) -> None:
         """``costs`` is looked at anew each time: programs come and go with desired state."""
+        self._timing = timing
+        timing.measure = self.run_times
         self._attached, self._shipped, self._spool, self._costs = list(attached), shipped, spool, costs
         self._probe_of = {
             stream.name: probe.probe.name for probe in self._attached for stream in probe.probe.streams
@@ -51,12 +57,19 @@ class Health:
         self._source_of = {
             stream.name: stream.source for probe in self._attached for stream in probe.probe.streams
         }
+        self._runs: dict[Key, Counter[str]] = {}  # of each program, since the start
         self._before: Totals = {}
         self._at_us = 0
         self.totals: Totals = {}
 
-    def rows(self, now_us: int) -> list[Row]:
-        """What changed since the last call; ``ts`` and ``interval_us`` filled in."""
+    def run_times(self) -> dict[Key, ProgInfo]:
+        """What the kernel says of each program since it was loaded."""
+        timed = {each.probe.name: each.run_times for each in self._attached} | dict(self._costs)
+        return {(name, hook): info for name, run in timed.items() for hook, info in run().items()}
+
+    def rows(self, now_us: int, seconds: float = 0.0) -> list[Row]:
+        """What changed since the last call, which is told; the next comes in ``seconds``."""
+        self._count_runs(seconds)
         self.totals = self._measure()
         rows = [self._row(key, now, self._before.get(key, {})) for key, now in self.totals.items()]
         interval = now_us - self._at_us if self._at_us else 0
@@ -79,14 +92,16 @@ class Health:
             row |= {"rss_bytes": rss_bytes(), "spool_bytes": spool_bytes, "spool_batches": batches}
         return row
 
+    def _count_runs(self, seconds: float) -> None:
+        """Add what programs took; those that are gone leave."""
+        took = self._timing.interval(time.monotonic(), seconds)
+        self._runs = {key: Counter(self._runs.get(key, {})) for key in took}
+        for key, each in took.items():
+            self._runs[key].update(vars(each))
+
     def _measure(self) -> Totals:
         totals: Totals = {("process", ""): {"cpu_us": cpu_us()}}
-        timed = {each.probe.name: each.run_times for each in self._attached} | dict(self._costs)
-        for name, run_times in timed.items():
-            for hook, info in run_times().items():
-                totals["program", name, hook] = {
-                    "run_ns": info.run_time_ns, "runs": info.run_count, "missed": info.missed,
-                }  # fmt: skip
+        totals |= {("program", *key): dict(run) for key, run in self._runs.items()}
         for probe in self._attached:
             for stream, counts in probe.counts().items():
                 totals["stream", stream] = {

@@ -63,6 +63,7 @@ class Counts:
     made: int = 0
     lost: int = 0
     sampled_out: int = 0
+    used: int = 0  # moves before the map of an aggregate changes
 
 
 class Attached:
@@ -83,6 +84,7 @@ class Attached:
             if each.source == "aggregate" and not stack_fields(each)
         ]
         self.stacks = StackSource.of(probe.streams, loaded.maps) if "stacks" in loaded.maps else None
+        self._counted = {at: each.name for at, each in enumerate(probe.streams) if each.source != "host"}
         self._table: Map = loaded.maps[f"{probe.name}_counts"]
 
     def counts(self) -> dict[str, Counts]:
@@ -90,11 +92,7 @@ class Attached:
         _, values, count = self._table.read()
         cpus = np.frombuffer(values, np.uint64).reshape(count, possible_cpus())
         sums = cpus.sum(axis=1, dtype=np.uint64).reshape(-1, len(c_header.COUNTERS)).tolist()
-        return {
-            stream.name: Counts(*sums[at][:3])
-            for at, stream in enumerate(self.probe.streams)
-            if stream.source != "host"
-        }
+        return {name: Counts(*sums[at]) for at, name in self._counted.items()}
 
     def run_times(self) -> dict[str, bpf_sys.ProgInfo]:
         """What the kernel says of each program since it was loaded, by its hook."""

@@ -14,7 +14,7 @@ from collector.clock import Clock, now_us
 from collector.decode import Decoders, Enums
 from collector.ksym import Symbols
 from collector.output import Output, Shipped
-from collector.probes import Attached, RingReader
+from collector.probes import Attached, Counts, RingReader
 from schemas.config import Collector
 from schemas.declare import Stream
 from schemas.errors import BpfleetError
@@ -131,6 +131,7 @@ class Reading:
         now = time.monotonic()
         self._passes += 1
         for number, probe in enumerate(self.attached):
+            counts: dict[str, Counts] = {}
             for stream, aggregate in probe.aggregates:
                 pace = self.pace.get(probe.probe.name, 1) * stream.every
                 waits = (self._passes + number) % pace  # not all at the same look
@@ -138,7 +139,8 @@ class Reading:
                     continue
                 interval = int((now - self._read_at[stream.name]) * 1e6)
                 self._read_at[stream.name] = now
-                keys, values = aggregate.read()
+                counts = counts or probe.counts()
+                keys, values = aggregate.read(counts[stream.name].used)
                 if self._passes // pace % RECLAIM_EVERY == 0:
                     reads = CROWDED_READS if aggregate.crowded else max(RECLAIM_READS // pace, 1)
                     aggregate.reclaim(reads)

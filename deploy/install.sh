@@ -6,8 +6,8 @@
 set -eu
 
 case "${1:-all}" in
-  all) lock=run; units="collector sink diagnose mitigate" ;;
-  collector) lock=collector; units="collector" ;;
+  all) lock=run; units="collector timing sink diagnose mitigate" ;;
+  collector) lock=collector; units="collector timing" ;;
   *) echo "usage: deploy/install.sh [collector]" >&2; exit 2 ;;
 esac
 
@@ -42,6 +42,6 @@ if [ -z "$root" ]; then
   if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
   fi
-  echo "installed; edit /etc/bpfleet/bpfleet.yaml, then: systemctl enable --now bpfleet-collector"
+  echo "installed; edit /etc/bpfleet/bpfleet.yaml, then: systemctl enable --now bpfleet-collector bpfleet-timing"
   [ "$lock" = collector ] || echo "(bpfleet-sink where ClickHouse is fed; bpfleet-diagnose and bpfleet-mitigate once for a fleet)"
 fi

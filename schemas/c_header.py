@@ -4,14 +4,15 @@ For a ring stream ``s``: ``struct s_event``, ``s_reserve()`` (NULL when the ring
 and ``s_submit(event)``; every field of a reserved event must be written, padding is cleared already.
 For an aggregate: ``struct s_key``, ``struct s_value``, ``s_slot(&key)`` (the value of this CPU, made when it
 is new; NULL when the map is full, which is counted). For both ``s_sampled_out()`` counts what was left out.
-Counters lie in the per-CPU array ``<probe>_counts``: made, lost, sampled out, spare for each stream in order.
+Counters lie in the per-CPU array ``<probe>_counts``: made, lost, sampled out, used for each stream in order;
+``used`` moves just before an aggregate's map may change, so that a map of which it stands still is not read.
 Text that uses it comes after ``common/probe.h``, which defines MAP and the types.
 """
 
 from schemas import layout
 from schemas.declare import Probe, Stream
 
-COUNTERS = ("made", "lost", "sampled_out", "spare")  # of each stream, in this order
+COUNTERS = ("made", "lost", "sampled_out", "used")  # of each stream, in this order
 RING_BYTES = 1 << 20  # default of a ring; a power of two, at least a page
 
 
@@ -62,7 +63,7 @@ def _counters(probe: Probe, stream: Stream) -> str:
     table = f"map({probe.name}_counts)"
     return "\n".join(
         f"static __always_inline void {stream.name}_{word}(void) {{ count_in({table}, {at}); }}"
-        for at, word in enumerate(COUNTERS[:3], first)
+        for at, word in enumerate(COUNTERS, first)
     )
 
 
@@ -72,6 +73,7 @@ def _helpers(stream: Stream) -> str:
         return f"""\
 static __always_inline struct {name}_value *{name}_slot(struct {name}_key *key)
 {{
+	{name}_used();
 	struct {name}_value *value = bpf_map_lookup_elem(map({name}), key);
 	if (value)
 		return value;

@@ -16,8 +16,8 @@ import yaml
 from collecting import CollectorProcess
 from sinking import Place, eventually
 
-from collector import bpf_sys
 from collector.ondemand.desired import Probes
+from collector.timing import Timing
 from schemas.config import Config
 from schemas.desired import Document, now_us
 from schemas.probe_spec import one_line
@@ -77,8 +77,8 @@ class Alone:
     """The handler in this process, with nothing around it: rows instead of a stream."""
 
     def __init__(self, **settings: Any) -> None:
-        self._stats = bpf_sys.enable_stats()
-        self.agent: Any = SimpleNamespace(config=Config(), companions=[], costs={})
+        self.timing = Timing.open()
+        self.agent: Any = SimpleNamespace(config=Config(), companions=[], costs={}, timing=self.timing)
         for name, value in settings.items():
             setattr(self.agent.config.collector, name, value)
         self.probes = Probes(self.agent)
@@ -131,7 +131,7 @@ class Alone:
     def close(self) -> None:
         self.probes.apply([])
         self.probes.stop()
-        os.close(self._stats)
+        self.timing.close()
 
 
 @contextmanager

@@ -185,7 +185,7 @@ def test_an_aggregates_slot_is_made_once_and_a_full_map_is_counted():
     numbers = np.frombuffer(keys, dtype.key(probe.streams[0]))["f1"]
     assert dict(zip(numbers.tolist(), values.tolist(), strict=True)) == {0: 2, 1: 2, 2: 2}
     counts = np.frombuffer(loaded.maps["shapes_counts"].read()[1], "<u8").reshape(4, -1).sum(axis=1)
-    assert counts.tolist() == [0, 4, 0, 0]
+    assert counts.tolist() == [0, 4, 0, 10], "four found no room; it moved with each"
     loaded.close()
 
 

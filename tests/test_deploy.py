@@ -14,6 +14,7 @@ from schemas import config
 
 ROOT = Path(__file__).parents[1]
 UNITS = sorted((ROOT / "deploy").glob("*.service"))
+TIMING = ROOT / "deploy/bpfleet-timing.service"  # does one thing, for a collector that must not
 COMMANDS = {each.name for each in importlib.metadata.entry_points(group="bpfleet.commands")}
 
 
@@ -64,8 +65,9 @@ def test_dockerfile_copies_what_exists() -> None:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_units_start_commands_that_exist_with_limits(unit: Path) -> None:
     text = unit.read_text()
-    (command,) = re.findall(r"^ExecStart=\S+/bpfleet (\w+)(?: --watch)?$", text, re.MULTILINE)
-    assert command in COMMANDS
+    if unit != TIMING:
+        (command,) = re.findall(r"^ExecStart=\S+/bpfleet (\w+)(?: --watch)?$", text, re.MULTILINE)
+        assert command in COMMANDS
     for limit in (
         "MemoryMax=",
         "CPUQuota=",
@@ -74,7 +76,7 @@ def test_units_start_commands_that_exist_with_limits(unit: Path) -> None:
         "Restart=always",
     ):
         assert limit in text, f"{unit.name} lacks {limit}"
-    assert "CAP_SYS_ADMIN" not in text and "@" not in text.replace("@system-service", "")
+    assert ("CAP_SYS_ADMIN" in text) == (unit == TIMING) and "@" not in text.replace("@system-service", "")
 
 
 def test_sample_settings_are_valid() -> None:
@@ -96,7 +98,8 @@ def test_a_collector_is_installed_alone_and_light(tmp_path: Path) -> None:
         refused = ask(*words)
         assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and lacks in refused.stderr
     installed = sorted(each.name for each in (tmp_path / "etc/systemd/system").iterdir())
-    assert installed == ["bpfleet-collector.service"]
+    assert installed == ["bpfleet-collector.service", "bpfleet-timing.service"]
+    subprocess.run([command.with_name("python"), "-I", "-c", "import collector.timing_keeper"], check=True)
     assert (tmp_path / "etc/bpfleet/bpfleet.yaml").exists()
     size = sum(each.stat().st_size for each in (tmp_path / "opt").rglob("*") if not each.is_symlink())
     assert size < 200e6, f"{size / 1e6:.0f} MB"

@@ -14,6 +14,7 @@ from collector.losses import Loss, Reason
 from collector.metrics import Endpoint, exposition
 from collector.output import Shipped
 from collector.printer import Printer
+from collector.timing import Timing
 from schemas import declare, wire
 from schemas.config import Collector, Config
 from schemas.errors import BpfleetError, UsageError
@@ -31,7 +32,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 def test_a_row_holds_what_the_interval_added() -> None:
     shipped = {"s": Shipped(batches=2, shipped=30)}
-    health = Health([], shipped, lambda: (77, 3), {})
+    health = Health([], shipped, lambda: (77, 3), {}, Timing(None))
     first = {row["kind"]: row for row in health.rows(1_000_000)}
     assert first["stream"]["shipped"] == 30 and first["stream"]["interval_us"] == 0
     assert first["process"]["spool_bytes"] == 77 and first["process"]["rss_bytes"] > 10e6
@@ -43,7 +44,7 @@ def test_a_row_holds_what_the_interval_added() -> None:
 
 
 def test_every_kind_of_row_fits_its_declaration() -> None:
-    rows: list[dict[str, Any]] = Health([], {"s": Shipped()}, lambda: (0, 0), {}).rows(5)
+    rows: list[dict[str, Any]] = Health([], {"s": Shipped()}, lambda: (0, 0), {}, Timing(None)).rows(5)
     rows += [loss_row(Loss(Reason.SHED, "s", "00" * 16, 3, 9, 70, 1), 5), restart_row(2, 5)]
     names = {each.name for each in HEALTH.fields}
     for row in rows:

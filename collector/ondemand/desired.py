@@ -123,11 +123,13 @@ class Probes(Companion):
         share = min(checked.spec.max_cpu, self._settings.probe_max_cpu)
         running = self._make(checked, share)
         compiled = time.monotonic()
+        self._agent.timing.hold(document.id)
         try:
             if checked.spec.cgroup:
                 running.set_homes(self._homes.ids(checked.spec.cgroup))
             running.attach()
         except BpfleetError:
+            self._agent.timing.release(document.id)
             running.close()
             raise
         item = Item(
@@ -283,6 +285,7 @@ class Probes(Companion):
         if not item.reason.startswith("detached: a fault"):
             self._ship(item, True)
         self._event(item.head, *ending, item)
+        self._agent.timing.release(item.document.id)
         item.running.close()
 
     def _event(
