@@ -39,7 +39,11 @@ class Companion:
 
     def put_all(self, stream: str, rows: Iterable[Row]) -> None:
         """Have rows shipped, together. From any thread."""
-        self._rows.extend((stream, row) for row in rows)
+        self.put_mixed((stream, row) for row in rows)
+
+    def put_mixed(self, rows: Iterable[tuple[str, Row]]) -> None:
+        """Have rows shipped, each with its stream. From any thread."""
+        self._rows.extend(rows)
         os.eventfd_write(self.fd, 1)
 
     def put_columns(self, stream: str, columns: Mapping[str, Column], sample_rate: int = 1) -> None:

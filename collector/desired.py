@@ -27,7 +27,7 @@ from schemas.desired import Refused, Sealed, Trust, now_us
 __all__ = ["APPLIED", "DesiredState", "Handler", "Outcome"]
 
 log = logging.getLogger("bpfleet.collector")
-WAIT_S = 0.5  # for a message, between two looks at files and times
+WAIT_S, FILES_S = 1.0, 0.5  # for a message, between two looks at times, and at files where there are any
 GRACE_S = 2.0  # how long Kafka may take before the state on disk counts
 SKEW_US = 300_000_000  # clocks further apart are worth a word
 REFUSALS, REFUSALS_S = 200, 10.0  # so many refused messages are reported in so many seconds
@@ -117,10 +117,12 @@ class DesiredState(Companion):
         self._sum_up_refusals()
 
     def _wait_s(self) -> float:
-        left = WAIT_S if self._next_expiry is None else (self._next_expiry - now_us()) / 1e6
+        left = FILES_S if self._files.configured else WAIT_S
+        if self._next_expiry is not None:
+            left = min(left, (self._next_expiry - now_us()) / 1e6)
         if not self._distributed:
             left = min(left, 0.1)
-        return max(0.0, min(WAIT_S, left))
+        return max(0.0, left)
 
     def _known(self) -> bool:
         """Whether it is settled what is wanted, as far as that can be."""

@@ -1,6 +1,6 @@
 """The topic of desired state: read whole at the start, then followed; no consumer group, nothing committed.
 
-The broker answers a waiting fetch as soon as there is a message, so following costs two requests a second
+The broker answers a waiting fetch as soon as there is a message, so following costs a request in two seconds
 and still hears within milliseconds.
 """
 
@@ -23,7 +23,7 @@ CONSUMER = {
     "reconnect.backoff.ms": 100,
     "reconnect.backoff.max.ms": 1000,
     "fetch.error.backoff.ms": 100,
-    "fetch.wait.max.ms": 500,
+    "fetch.wait.max.ms": 2000,
     "queued.max.messages.kbytes": 8192,
     "socket.keepalive.enable": True,
     **ANYONE,

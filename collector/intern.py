@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from schemas.columns import Dictionary
 
 SLOT_BITS = 12
+WHOLE = (1 << 64) - 1
 MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: neighbours land far apart
 SHIFT = np.uint64(64 - SLOT_BITS)
+FEW = 16  # values that Python looks up faster than numpy
 LIMIT = 16_384  # strings kept; past it the cache starts anew
 Lookup = Callable[[int], str]
 
@@ -54,6 +56,12 @@ class Interner:
             self._install(distinct, learned)
         return found
 
+    def few(self, keys: list[int], lookup: Lookup) -> Dictionary:
+        """The strings of a few keys, one by one."""
+        if len(self._texts) > self.limit:
+            self._clear()
+        return _dictionary([self._texts[self._learn(key, lookup)] for key in keys])
+
     def _learn(self, key: int, lookup: Lookup) -> int:
         known = self._known.get(key)
         if known is None:
@@ -90,6 +98,12 @@ class Interner:
         return Dictionary(list(place), table[ids])
 
 
+def _dictionary(texts: list[str]) -> Dictionary:
+    place: dict[str, int] = {}
+    index = [place.setdefault(text, len(place)) for text in texts]
+    return Dictionary(list(place), np.array(index, np.uint32))
+
+
 def _slots(keys: NDArray[np.uint64]) -> NDArray[np.intp]:
     return ((keys * MIX) >> SHIFT).astype(np.intp)
 
@@ -103,7 +117,11 @@ class Numbers:
 
     def __call__(self, values: NDArray[Any]) -> Dictionary:
         """A string for each value."""
-        if values.dtype.kind == "i":
+        signed = values.dtype.kind == "i"
+        if len(values) <= FEW:
+            keys64 = [value & WHOLE for value in values.tolist()]
+            return self.cache.few(keys64, self._signed if signed else self._lookup)
+        if signed:
             keys = values.astype(np.int64).view(np.uint64)
             return self.cache.dictionary(self.cache.ids(keys, self._signed))
         keys = np.ascontiguousarray(values, np.uint64)
@@ -127,6 +145,8 @@ class Texts:
 
     def __call__(self, values: NDArray[Any]) -> Dictionary:
         """A string for each row."""
+        if len(values) <= FEW:
+            return _few_texts(values)
         words = _words(values)
         hashes = _hash(words)
         first: dict[int, int] = {}
@@ -151,6 +171,12 @@ class Texts:
         if position >= len(self._words):
             self._words = np.concatenate([self._words, np.zeros_like(self._words)])
         self._words[position] = row
+
+
+def _few_texts(values: NDArray[Any]) -> Dictionary:
+    raw = np.ascontiguousarray(values).tobytes()
+    width = len(raw) // max(len(values), 1)
+    return _dictionary([_text(raw[at * width : (at + 1) * width]) for at in range(len(values))])
 
 
 def _words(values: NDArray[Any]) -> NDArray[np.uint64]:

@@ -76,14 +76,17 @@ def companions(agent: "Agent", *, kafka: bool = True) -> None:
     from collector.cpu_time import CpuTime
     from collector.desired import DesiredState
     from collector.listeners import Listeners
-    from collector.polled import Polled
+    from collector.polled import Polled, Reader
     from collector.pressure import HostReader
     from collector.pressure_cgroup import RATES, CgroupReader
 
-    agent.companions.append(Polled("pressure", HostReader().rows))
-    agent.companions.append(Polled("cgroup_pressure", CgroupReader().rows, rates=RATES))
-    agent.companions.append(Polled("cpu_time", CpuTime().rows, SLOW_S))
-    agent.companions.append(Polled("listen_drop", Listeners().rows, SLOW_S))
+    polled = Polled(
+        Reader("pressure", HostReader().rows),
+        Reader("cgroup_pressure", CgroupReader().rows, rates=RATES),
+        Reader("cpu_time", CpuTime().rows, SLOW_S),
+        Reader("listen_drop", Listeners().rows, SLOW_S),
+    )
+    agent.companions.append(polled)
     agent.companions.append(DesiredState(agent.config, handlers.make(agent), kafka=kafka))
 
 

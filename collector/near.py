@@ -8,7 +8,7 @@ looked at.
 import numpy as np
 from numpy.typing import NDArray
 
-from collector.bpf_map import Map, possible_cpus
+from collector.bpf_map import ArrayReader, Map, possible_cpus
 from collector.keys import changed_rows
 from schemas import dtype
 from schemas.declare import Stream
@@ -22,6 +22,7 @@ class Near:
 
     def __init__(self, table: Map, stream: Stream) -> None:
         self.table = table
+        self._reader = ArrayReader(table)
         self.value = dtype.value(stream)
         key_size = dtype.key(stream).itemsize
         self._entry = np.dtype(
@@ -39,7 +40,7 @@ class Near:
 
     def read(self) -> Gains:
         """What each taken entry gained since the previous read."""
-        now = np.frombuffer(self.table.read()[1], self._entry)
+        now = np.frombuffer(self._reader.read(), self._entry)
         rows = changed_rows(now, self._before)
         self._idle += 1
         if not len(rows):

@@ -102,12 +102,12 @@ def knob_of(agent: "Agent", attached: "Attached") -> Knob | None:
     clocks = agent.profiler.clocks if agent.profiler else None
     if clocks and name == "cpu_profile":
         return Knob("profile_hz", settings.profile_hz, clocks.set_frequency)
-    samples = {
-        "off_cpu_budget": settings.off_cpu_samples * (os.cpu_count() or 1),
-        "drop_samples_per_second": settings.drop_samples_per_second,
-    }
-    for each in samples.keys() & set(attached.loaded.settings):
-        return Knob(each, samples[each], partial(attached.loaded.set, each))
+    waits = agent.profiler.waits if agent.profiler else None
+    if waits and name == "off_cpu":
+        return Knob("off_cpu_budget", settings.off_cpu_samples * (os.cpu_count() or 1), waits.want)
+    sampled = "drop_samples_per_second"
+    if sampled in attached.loaded.settings:
+        return Knob(sampled, settings.drop_samples_per_second, partial(attached.loaded.set, sampled))
 
     def read_each(milliseconds: int) -> None:
         agent.reading.pace[name] = max(milliseconds // settings.aggregate_ms, 1)

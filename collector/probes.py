@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from collector import bpf_sys, loader
 from collector.aggregate import Aggregate
-from collector.bpf_map import Map, possible_cpus
+from collector.bpf_map import ArrayReader, possible_cpus
 from collector.loader import Loaded
 from collector.ring import Ring
 from collector.stacks import StackSource, stack_fields
@@ -85,12 +85,11 @@ class Attached:
         ]
         self.stacks = StackSource.of(probe.streams, loaded.maps) if "stacks" in loaded.maps else None
         self._counted = {at: each.name for at, each in enumerate(probe.streams) if each.source != "host"}
-        self._table: Map = loaded.maps[f"{probe.name}_counts"]
+        self._counts = ArrayReader(loaded.maps[f"{probe.name}_counts"])
 
     def counts(self) -> dict[str, Counts]:
         """The counters of each stream, summed over the CPUs."""
-        _, values, count = self._table.read()
-        cpus = np.frombuffer(values, np.uint64).reshape(count, possible_cpus())
+        cpus = np.frombuffer(self._counts.read(), np.uint64).reshape(-1, possible_cpus())
         sums = cpus.sum(axis=1, dtype=np.uint64).reshape(-1, len(c_header.COUNTERS)).tolist()
         return {name: Counts(*sums[at]) for at, name in self._counted.items()}
 

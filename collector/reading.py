@@ -130,11 +130,11 @@ class Reading:
         """Ship what each aggregate gained since the last time; ``last``: of slowed ones too."""
         now = time.monotonic()
         self._passes += 1
-        for number, probe in enumerate(self.attached):
+        for probe in self.attached:
             counts: dict[str, Counts] = {}
             for stream, aggregate in probe.aggregates:
                 pace = self.pace.get(probe.probe.name, 1) * stream.every
-                waits = (self._passes + number) % pace  # not all at the same look
+                waits = self._passes % pace  # all at the same look: what is sent together costs less
                 if waits and not aggregate.crowded and not last:
                     continue
                 interval = int((now - self._read_at[stream.name]) * 1e6)

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -38,6 +38,9 @@ WAITING = 1000  # stacks; the rest wait in the ring, and then in the kernel, whi
 TOLD_S = 6 * 3600.0  # a stack that is still in use is told again after this time
 KEPT = 32_768  # numbers, and names, that are remembered; twice what the kernel's table of told ones holds
 UNNAMED, TRIES, LOOK_UNNAMED_S = 4096, 4, 5.0  # stacks with frames of a JIT that told no names (yet)
+SAME = 4096  # contents by frames
+NAMING_SHARE = 0.0025  # of a CPU, that this thread is to take; the rate of samples follows
+LEAST_RATE = 0.1  # of the samples that are configured, however dear they are
 NAME_BITS = 63  # names travel as Avro longs
 SCHEDULE, SEARCHED = (
     ("__schedule", "schedule"),
@@ -132,6 +135,7 @@ class Names:
         self._kept = kept
         self._known: OrderedDict[int, tuple[int, float]] = OrderedDict()  # number → name, since when
         self._told: OrderedDict[int, float] = OrderedDict()  # name → when its content went out
+        self._same: dict[tuple[str | Frame, ...], tuple[int, bool]] = {}  # content → name, a JIT's lacks
         self.lost = 0  # rows whose stack never came
         self._unnamed: OrderedDict[int, tuple[int, int]] = (
             OrderedDict()
@@ -145,20 +149,41 @@ class Names:
         users = [row for row in fresh if row[1]]
         kernels = [row for row in fresh if not row[1]]
         frames = self.symbols.users([(pid, addresses) for _, pid, addresses in users])
-        contents = [content("user", each) for each in frames]
-        contents += [content("kernel", self.symbols.kernel(addresses)) for _, _, addresses in kernels]
         now = time.monotonic()
-        for (number, _, _), told in zip([*users, *kernels], contents, strict=True):
-            self._known[number] = told.name, now
-        self._forget(self._known)
+        news: list[Told] = []
         for (number, pid, _), each in zip(users, frames, strict=True):
-            self._note_unnamed(number, pid, each)
-        return [told for told in contents if self.is_news(told.name, now)]
+            _, unnamed = self._enter(number, "user", each, now, news)
+            self._note_unnamed(number, pid, unnamed)
+        for number, _, addresses in kernels:
+            self._enter(number, "kernel", self.symbols.kernel(addresses), now, news)
+        self._forget(self._known)
+        return news
 
-    def _note_unnamed(self, number: int, pid: int, frames: list[Frame]) -> None:
+    def _enter(
+        self, number: int, kind: str, frames: list[Frame], now: float, news: list[Told]
+    ) -> tuple[int, bool]:
+        """Remember the name of a number; its content joins ``news`` where it has to go out.
+
+        Numbers are many, as each address makes another; stacks of functions are few.
+        """
+        key: tuple[str | Frame, ...] = (kind, *frames)
+        known = self._same.get(key)
+        told = None if known else content(kind, frames)
+        if known is None:
+            assert told
+            known = told.name, any(map(is_unnamed, frames))
+            if len(self._same) >= SAME:
+                self._same.clear()
+            self._same[key] = known
+        self._known[number] = known[0], now
+        if self.is_news(known[0], now):
+            news.append(told or content(kind, frames))
+        return known
+
+    def _note_unnamed(self, number: int, pid: int, unnamed: bool) -> None:
         """Remember a stack of a JIT that has not told its names, as one without its agent does."""
         _, tries = self._unnamed.get(number, (pid, 0))
-        if tries < TRIES and any(map(is_unnamed, frames)):
+        if tries < TRIES and unnamed:
             self._unnamed[number] = pid, tries + 1
             while len(self._unnamed) > UNNAMED:
                 self._unnamed.popitem(last=False)
@@ -216,9 +241,19 @@ def _addresses(record: Any) -> NDArray[np.uint64]:
 class Stacks(Companion):
     """Reads the sources' rows and names their stacks."""
 
-    def __init__(self, sources: Iterable[StackSource], names: Names, every_s: float) -> None:
+    def __init__(
+        self,
+        sources: Iterable[StackSource],
+        names: Names,
+        every_s: float,
+        pace: Callable[[float], None] = lambda rate: None,
+    ) -> None:
+        """``pace`` is called with the share of the configured samples that is to be taken from now on."""
         super().__init__()
         self.names = names
+        self.rate = 1.0
+        self._pace = pace
+        self._spent_s = 0.0
         self.every_s = every_s
         self._sources = list(sources)
         self._waiting: list[NDArray[Any]] = []  # stacks to be named
@@ -275,7 +310,7 @@ class Stacks(Companion):
             if source.ring.waiting and sum(map(len, self._waiting)) < WAITING:
                 records = source.ring.read(WAITING)
                 self._waiting.append(records)
-                for pid in np.unique(records["pid"]).tolist():
+                for pid in set(records["pid"].tolist()):
                     self.names.symbols.look_at(pid)
 
     def name(self, limit: int = LOOK_STACKS) -> None:
@@ -308,6 +343,17 @@ class Stacks(Companion):
         self._tell()
         self.names.symbols.rest()
         self.wake()
+        self._follow_budget(interval / 1e6)
+
+    def _follow_budget(self, seconds: float) -> None:
+        """Fewer samples where naming them is dear, each with more weight; more again where it is cheap."""
+        before, self._spent_s = self._spent_s, time.thread_time()
+        share = (self._spent_s - before) / max(seconds, 0.001)
+        rate = self.rate * min(max(NAMING_SHARE / max(share, 1e-9), 0.5), 1.25)
+        rate = min(max(rate, LEAST_RATE), 1.0)
+        if rate != self.rate:
+            self.rate = rate
+            self._pace(rate)
 
     def _tell(self) -> None:
         contents, self._contents = self._contents, []

@@ -165,11 +165,12 @@ class Timing:
             measured = self.measure()
             if self._opened_at is not None:
                 self._end(now, measured)
-            took = self._took(now, measured)
+            first, took = self._since is None, self._took(now, measured)
             self._ns.clear()
             self._runs.clear()
             self._open_s, self._since = 0.0, now
-            self.at = now + random.uniform(0, (1 - SHARE) * seconds)
+            # The first window comes at once: who ends soon is known a little, too.
+            self.at = now if first else now + random.uniform(0, (1 - SHARE) * seconds)
             self._ends = self.at + SHARE * seconds
             if self._keeper is None:  # to look costs nothing that is not paid anyway
                 self._ends = float("inf")

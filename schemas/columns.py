@@ -97,9 +97,9 @@ def packing_name(field: Field) -> str:
 def pack(values: NDArray[Any], how: Packing) -> bytes:
     """Values (any shape that :meth:`Packing.shape` gives) to bytes."""
     array = np.ascontiguousarray(values, dtype=how.dtype)
-    if how.delta:
-        array = np.diff(array, axis=0, prepend=array.dtype.type(0))
-    if not how.transposed:
+    if how.delta and len(array) > 1:
+        array = np.concatenate([array[:1], array[1:] - array[:-1]])
+    if not how.transposed or len(array) == 1:
         return array.tobytes()
     return array.view(np.uint8).reshape(len(values), how.row_bytes).T.tobytes()
 

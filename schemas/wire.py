@@ -132,6 +132,12 @@ def fingerprint(schema: str) -> int:
 
 def _long(value: int) -> bytes:
     """An Avro long: zig-zag, seven bits a byte."""
+    if 0 <= value < len(_SMALL):
+        return _SMALL[value]
+    return _any_long(value)
+
+
+def _any_long(value: int) -> bytes:
     rest = (value << 1) ^ (value >> 63)
     out = bytearray()
     while rest > 0x7F:
@@ -141,8 +147,16 @@ def _long(value: int) -> bytes:
     return bytes(out)
 
 
+_SMALL = [_any_long(value) for value in range(256)]  # most are lengths of small columns
+
+
 def _bytes(value: bytes) -> bytes:
     return _long(len(value)) + value
+
+
+@lru_cache(maxsize=4096)
+def _text(value: str) -> bytes:
+    return _bytes(value.encode("utf-8", "replace"))
 
 
 @lru_cache(maxsize=256)
@@ -176,7 +190,7 @@ def encode(stream: Stream, envelope: Envelope, columns: Mapping[str, Column]) ->
 
 
 def _dictionary(column: Dictionary) -> list[bytes]:
-    values = [_bytes(each.encode("utf-8", "replace")) for each in column.values]
+    values = list(map(_text, column.values))
     blocks = [_long(len(values)), *values] if values else []
     return [*blocks, b"\0", _bytes(pack_index(column.index, len(values)))]
 

@@ -101,3 +101,28 @@ def test_damaged_files_have_no_frames_or_others_but_do_no_harm(
         found = call_frames.rule(fd, chance.randrange(len(raw)))
         assert found is None or (8 <= found.size <= call_frames.MOST and 0 <= found.saved <= call_frames.MOST)
     os.close(fd)
+
+
+def test_where_functions_begin_as_the_symbols_say(program: Path) -> None:
+    fd = os.open(program, os.O_RDONLY)
+    begins, whole = call_frames.starts(fd), elf.read(fd)
+    os.close(fd)
+    own = [at for at, size in zip(whole.addresses.tolist(), whole.sizes.tolist(), strict=True) if size > 16]
+    described = [at for at in own if begins.before(at) == at]
+    assert len(described) > 3 and len(described) >= 0.8 * len(own)
+    for at in described:
+        assert begins.before(at + 7) == at
+    assert begins.before(0) == 0 and begins.before(1 << 60) in begins_of(begins)
+
+
+def begins_of(begins: call_frames.Starts) -> set[int]:
+    return {begins.base + place for place in begins.places}
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_where_functions_begin_in_a_file_of_any_bytes(raw: bytes) -> None:
+    fd = os.memfd_create("any")
+    os.write(fd, elf.MAGIC + raw)
+    assert call_frames.starts(fd).before(1000) == 0
+    os.close(fd)

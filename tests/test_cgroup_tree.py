@@ -8,7 +8,7 @@ import pytest
 
 from collector import cgroup_tree
 from collector.cgroup_tree import Tree
-from collector.polled import SHARE, Polled
+from collector.polled import SHARE, Polled, Reader
 from collector.pressure_cgroup import CgroupReader
 
 
@@ -85,7 +85,7 @@ def test_a_reader_that_costs_much_is_called_less_often() -> None:
             pass
         return [{"grants": 1_000_000}]
 
-    polled = Polled("listen_drop", read, seconds=0.05, rates=("grants",))
+    polled = Polled(Reader("listen_drop", read, seconds=0.05, rates=("grants",)))
     polled.start()
     time.sleep(2.5)
     polled.stop()

@@ -13,7 +13,7 @@ from workloads import snmp
 
 from collector import listeners
 from collector.companion import Companion
-from collector.polled import Polled
+from collector.polled import Polled, Reader
 from schemas import declare
 from schemas.rows import columns
 
@@ -56,7 +56,7 @@ def test_rows_are_shipped_with_their_interval_and_a_failure_stops_nothing():
             raise answer
         return answer
 
-    polled = Polled("listen_drop", read)
+    polled = Polled(Reader("listen_drop", read))
     assert isinstance(polled, Companion)
     polled.start()
     try:

@@ -6,6 +6,7 @@ When all reals of a VIP fail, none is taken out: then the checks, not the reals,
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from collector import watch as files
 from collector.balancer import checks, ledger
 from collector.balancer.state import State, ledger_file
 from schemas.config import Config
@@ -21,7 +23,9 @@ from schemas.errors import BpfleetError
 from schemas.lb import Check, Vip
 
 _SO_MARK = 36
-_LOOK_SECONDS = 0.5  # how often a changed configuration is looked for
+_LOOK_SECONDS = (
+    2.0  # how often a changed configuration is looked for, even if nothing in its directory changed
+)
 _STATUS_BYTES = 4096
 
 
@@ -119,12 +123,21 @@ class Watch:
 
     async def run(self) -> None:
         """Until cancelled."""
-        lock = _alone(ledger_file(self._config, self._place).with_suffix(".watch"))
+        file = ledger_file(self._config, self._place)
+        lock, changes, changed = _alone(file.with_suffix(".watch")), files.Watch(file.parent), asyncio.Event()
+        if changes.fd >= 0:
+            asyncio.get_running_loop().add_reader(changes.fd, changed.set)
         try:
             while True:
                 self._follow()
-                await asyncio.sleep(_LOOK_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), _LOOK_SECONDS)
+                changes.forget()
+                changed.clear()
         finally:
+            if changes.fd >= 0:
+                asyncio.get_running_loop().remove_reader(changes.fd)
+            changes.close()
             for task in self._tasks:
                 task.cancel()
             os.close(lock)

@@ -26,13 +26,14 @@ from collector.bpf_map import Map
 from collector.clock import Clock, now_us
 from collector.companion import Companion
 from collector.ring import Ring
+from collector.watch import Watch
 from schemas import declare, dtype, lb
 from schemas.columns import Column
 from schemas.config import Config
 from schemas.errors import BpfleetError
 
 log = logging.getLogger("bpfleet.collector")
-STATS_S, FLOWS_S, DRAINS_S, WAYS_S, IDLE_S = 1.0, 0.25, 2.0, 5.0, 0.5
+STATS_S, FLOWS_S, DRAINS_S, WAYS_S, IDLE_S = 1.0, 0.25, 2.0, 5.0, 2.0
 FLOW = declare.streams()["lb_flow"]
 FLOW_REASONS = {each.number: each.name for each in REASONS} | {len(REASONS): "ring"}
 
@@ -67,6 +68,7 @@ class Reporter(Companion):
         self._due = dict.fromkeys(("stats", "flows", "drains", "ways"), 0.0)
         self._run_times = RunTimes()
         self._stopping = threading.Event()
+        self._idle = Watch(self._file.parent)
         self._thread = threading.Thread(target=self._run, name="balancer", daemon=True)
 
     def start(self) -> None:
@@ -77,8 +79,10 @@ class Reporter(Companion):
     def stop(self) -> None:
         """End, with a last look at everything."""
         self._stopping.set()
+        self._idle.wake()
         if self._thread.is_alive():
             self._thread.join(5)
+        self._idle.close()
 
     def run_times(self) -> dict[str, bpf_sys.ProgInfo]:
         """What the program's runs took so far; for ``Agent.costs``."""
@@ -88,15 +92,22 @@ class Reporter(Companion):
     # ── The thread ───────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._pause()):
+        while not self._stopping.wait(0 if self._is_idle else self._pause()):
+            if self._is_idle:
+                self._idle.wait(IDLE_S)
             self._pass()
         self._due = dict.fromkeys(self._due, 0.0)
         self._pass()
         self._close()
 
+    @property
+    def _is_idle(self) -> bool:
+        """Whether this host balances nothing: until its state's directory changes there is nothing to do."""
+        return self._plane is None and not self._on_the_way
+
     def _pause(self) -> float:
-        """Short while rows are on their way; a host that balances nothing is hardly looked at."""
-        return 0.05 if self._on_the_way else IDLE_S if self._plane is None else FLOWS_S / 2
+        """Short while rows are on their way."""
+        return 0.05 if self._on_the_way else FLOWS_S / 2
 
     def _pass(self) -> None:
         """Whatever is due."""

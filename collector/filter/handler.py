@@ -31,6 +31,7 @@ from collector.filter.seeing import BATCH_ROWS, Seeing
 from collector.filter.skeleton import skeleton
 from collector.filter.state import Standing, State
 from collector.filter.wanted import Wanted
+from collector.watch import Watch
 from schemas.config import Config
 from schemas.desired import Document
 from schemas.errors import BpfleetError
@@ -47,7 +48,7 @@ LOOK_S, COUNT_S, TOP_S, PLACES_S = (
     5.0,
     2.0,
 )  # how often: samples, counters, heavy hitters, interfaces
-IDLE_S = 0.3  # between two looks for a filter of this host's own
+IDLE_S = 5.0  # for a filter of this host's own is waited, and looked this often
 STOP_S = 5.0
 LOCAL = "this host has a filter of its own; end it with `bpfleet drop local remove`, or leave the host out"
 
@@ -74,6 +75,7 @@ class Filters(Companion):
         self._mark = 0  # of the state that commands of this host write
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._idle = Watch(self._directory)
         self._thread = threading.Thread(target=self._run, name="filter", daemon=True)
 
     # ── Desired state ────────────────────────────────────────────────────────────────────────────
@@ -90,6 +92,7 @@ class Filters(Companion):
                 self._end(begin)
                 return wanted.outcome_of(gathered, documents, {}, {})
             host = self._open()
+            self._idle.wake()
             self._look(host)
             held = self._hold(gathered, host)
             applied = self._bring(host, gathered, held, begin)
@@ -211,8 +214,10 @@ class Filters(Companion):
     def stop(self) -> None:
         """Read what is left; the filter stays in force."""
         self._stopping.set()
+        self._idle.wake()
         if self._thread.is_alive():
             self._thread.join(STOP_S)
+        self._idle.close()
         with self._lock:
             if self._host:
                 self._look(self._host)
@@ -227,7 +232,9 @@ class Filters(Companion):
         except BpfleetError as error:
             log.warning("the filter is not available: %s", error)
         state = str(self._directory / "state.json")
-        while not self._stopping.wait(IDLE_S if self._host is None else LOOK_S):
+        while not self._stopping.wait(0 if self._host is None else LOOK_S):
+            if self._host is None:
+                self._idle.wait(IDLE_S)
             if self._host is None and not os.path.exists(state):  # noqa: PTH110 (asked often)
                 continue
             try:

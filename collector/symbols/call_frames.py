@@ -2,6 +2,7 @@
 
     rule = call_frames.rule(fd, offset)     # of the instruction that calls; None: not known
     rule.size, rule.saved                   # 16, 0: the return address lies at sp + 16 - 8
+    call_frames.starts(fd).before(address)  # where the function begins, whatever its name was
 
 Compilers describe it for exceptions in .eh_frame, and .eh_frame_hdr is its index (Linux Standard Base;
 DWARF 5, 6.4). Any bytes may come: only what is needed is read, by pread, in bounded steps. x86-64 only.
@@ -10,6 +11,7 @@ DWARF 5, 6.4). Any bytes may come: only what is needed is read, by pread, in bou
 import os
 import platform
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -35,6 +37,19 @@ class Rule(NamedTuple):
 
     size: int  # from the stack pointer to just above the return address
     saved: int  # how far below that the caller's frame pointer was put; 0: it is still in its register
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where the functions of a file begin, in order."""
+
+    base: int
+    places: memoryview  # of 32 bits, relative to it
+
+    def before(self, address: int) -> int:
+        """The beginning of the function that an address lies in, or behind; 0: it is not known."""
+        at = bisect_right(self.places, address - self.base) - 1
+        return self.base + self.places[at] if at >= 0 else 0
 
 
 class _Invalid(ValueError):
@@ -108,8 +123,31 @@ def rule(fd: int, offset: int) -> Rule | None:
         address = _moved(segments, offset, "offset", "vaddr")
         place = _described(fd, address, segments)
         return _rule(fd, address, place, segments) if place else None
-    except (_Invalid, elf.InvalidElf, OSError, struct.error):
+    except (_Invalid, elf.InvalidElf, OSError, OverflowError, struct.error):
         return None
+
+
+def starts(fd: int) -> Starts:
+    """All that the index has; nothing where there is none, or one that we cannot read."""
+    empty = Starts(0, memoryview(b"").cast("i"))
+    try:
+        segments = elf.program_headers(fd)
+        index = segments[segments["type"] == PT_GNU_EH_FRAME]
+        base, at = (int(index[0]["vaddr"]), int(index[0]["offset"])) if len(index) else (0, 0)
+        count = _index_length(fd, at)
+        raw = os.pread(fd, 8 * min(count, elf.FUNCTIONS), at + 12)
+    except (elf.InvalidElf, OSError, OverflowError):
+        return empty
+    places = np.sort(np.frombuffer(raw[: len(raw) // 8 * 8], "<i4")[::2])
+    return Starts(base, memoryview(places.tobytes()).cast("i"))
+
+
+def _index_length(fd: int, at: int) -> int:
+    """Entries of an index that we can read."""
+    head = os.pread(fd, 12, at)
+    if len(head) < 12 or head[:4] != ENCODINGS:
+        return 0
+    return int(struct.unpack_from("<I", head, 8)[0])
 
 
 def _moved(segments: "NDArray[np.void]", place: int, of: str, to: str) -> int:
@@ -127,11 +165,7 @@ def _described(fd: int, address: int, segments: "NDArray[np.void]") -> int:
     if not len(index):
         return 0
     base, at = int(index[0]["vaddr"]), int(index[0]["offset"])
-    head = os.pread(fd, 12, at)
-    if len(head) < 12 or head[:4] != ENCODINGS:
-        return 0
-    low, high = 0, struct.unpack_from("<I", head, 8)[0]
-    found = 0
+    low, high, found = 0, _index_length(fd, at), 0
     while low < high:
         middle = (low + high) // 2
         start, place = struct.unpack("<ii", os.pread(fd, 8, at + 12 + 8 * middle))

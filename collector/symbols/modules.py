@@ -6,7 +6,7 @@ from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 
-from collector.symbols import elf, opening, perf_map
+from collector.symbols import call_frames, elf, opening, perf_map
 from collector.symbols.elf import Elf, InvalidElf
 from collector.symbols.space import DELETED, PROC, Mapped
 from collector.symbols.vdso import vdso
@@ -24,6 +24,7 @@ class Module:
     elf: Elf | None
     fd: int  # where the names are; -1 without
     until: float = float("inf")
+    starts: call_frames.Starts | None = None  # read when an address has no symbol
 
     def function(self, address: int) -> str:
         """The mangled name of the function at a virtual address, or ""."""
@@ -32,10 +33,16 @@ class Module:
         at = self.elf.find(address)
         return self.elf.name(self.fd, at) if at >= 0 else ""
 
+    def begin(self, address: int) -> int:
+        """The beginning of the function at a virtual address that has no symbol; itself where unknown."""
+        if self.starts is None:
+            self.starts = call_frames.starts(self.fd)
+        return self.starts.before(address) or address
+
     @property
     def bytes(self) -> int:
         """Memory it takes."""
-        return self.elf.bytes if self.elf else 0
+        return (self.elf.bytes if self.elf else 0) + (self.starts.places.nbytes if self.starts else 0)
 
     def close(self) -> None:
         """Give the file back."""
@@ -149,6 +156,10 @@ class PerfMaps:
             return found
         known = self._read(pid)
         return known[0].name(known[1], address) if known else ""
+
+    def lacks(self, pid: int) -> bool:
+        """Whether it is known that a process has no map, as of a moment ago."""
+        return time.monotonic() < self._without.get(pid, 0.0)
 
     def has_more(self, pid: int) -> bool:
         """Whether a map has come, or has grown, since it was read; then the next name is looked up in it."""

@@ -22,6 +22,7 @@ SPACES = 512  # processes whose mappings are kept
 PLACES = 16_384  # resolved addresses kept
 NAMES = 16_384  # demangled names kept
 CHECK_S, REREAD_S = 1.0, 5.0  # a process is looked at, its mappings are read, no more often
+PATIENCE_S = 60.0  # and this often, where time and again addresses are found that lie nowhere
 LONGEST = 400  # letters of a frame
 UNKNOWN = "[unknown]"
 KERNEL, JIT = "[kernel]", "[jit]"
@@ -60,10 +61,12 @@ class Symbols:
         self._spaces: OrderedDict[int, Space] = OrderedDict()
         self._frames: OrderedDict[tuple[str, int, str, int], Frame] = OrderedDict()
         self._readable: OrderedDict[str, str] = OrderedDict()
-        self._named: dict[tuple[int, int], Frame] = {}  # number of the mappings, address → of a file
+        self._kept = 0  # frames that spaces have by address
+        self._unread: list[tuple[dict[Any, Frame], Any]] = []  # where frames with mangled names are kept
         self._kernel_frames: dict[int, Frame] = {}
         self._mangled: set[str] = set()  # names that are to be asked for
         self._doubted: dict[int, float] = {}  # pid → when an address of it lay nowhere
+        self._patience: dict[int, float] = {}  # pid → how long its mappings are believed nevertheless
         self._checked: dict[int, float] = {}  # pid → when it was last seen to run the program that is known
 
     def close(self) -> None:
@@ -134,10 +137,12 @@ class Symbols:
         where = self.look_at(pid)
         if where is None:
             return [NOWHERE] * len(addresses)
-        if len(self._named) > PLACES:
-            self._named.clear()
-        callers, number = _callers(addresses), where.number
-        frames = [self._named.get((number, each)) for each in callers]
+        if self._kept > PLACES:
+            for each in self._spaces.values():
+                each.named.clear()
+            self._kept = 0
+        callers = _callers(addresses)
+        frames: list[Frame | None] = list(map(where.named.get, callers))
         if None in frames:
             return self._fresh(pid, where, callers, frames)
         return cast("list[Frame]", frames)
@@ -172,24 +177,46 @@ class Symbols:
         if len(self._doubted) > 2 * SPACES:
             self._doubted = {pid: now}
         found = space.identity(pid)
-        return bool(found) and (found != where.identity or time.monotonic() - where.read_at > REREAD_S)
+        if not found or found != where.identity:
+            return bool(found)
+        patience = self._patience.get(pid, REREAD_S)
+        if now - where.read_at < patience:
+            return False
+        self._patience[pid] = min(2 * patience, PATIENCE_S)
+        if len(self._patience) > 2 * SPACES:
+            self._patience = {}
+        return True
 
     def _frame(self, pid: int, where: Space, at: int, address: int) -> Frame:
         if at < 0:
             return NOWHERE
         file = where.files[at]
         if not file.is_file and file.path != "[vdso]":
-            return self._noted(self._jit(pid, file, address))  # it may mean another thing soon
+            made = self._noted(self._jit(pid, file, address))
+            if self._perf_maps.lacks(pid):
+                self._keep(where.named, address, made)
+            return made  # else it may mean another thing soon
         offset = address - int(where.starts[at]) + int(where.offsets[at])
         key = file.device, file.inode, file.path, offset
         found = self._frames.get(key)
         if found is None:
-            found = self._frames[key] = self._noted(self._in_file(pid, file, offset))
+            found = self._noted(self._in_file(pid, file, offset))
+            self._store(self._frames, key, found)
             if len(self._frames) > PLACES:
                 self._frames.popitem(last=False)
         if file.is_file:
-            self._named[where.number, address] = found
+            self._keep(where.named, address, found)
         return found
+
+    def _keep(self, named: dict[int, Frame], address: int, frame: Frame) -> None:
+        self._kept += 1
+        self._store(named, address, frame)
+
+    def _store(self, table: dict[Any, Frame], key: object, frame: Frame) -> None:
+        """Keep a frame; one whose name is to be asked for gets it later."""
+        table[key] = frame
+        if frame.function in self._mangled:
+            self._unread.append((table, key))
 
     def _noted(self, frame: Frame) -> Frame:
         """A frame with its readable name; one whose name is not known yet waits until all are asked for."""
@@ -210,7 +237,7 @@ class Symbols:
         function = module.function(address)
         if function:
             return Frame(clean(function), name)
-        return Frame(f"{name}+{address:#x}", name, module.elf.build_id)
+        return Frame(f"{name}+{module.begin(address):#x}", name, module.elf.build_id)
 
     def _jit(self, pid: int, file: Mapped, address: int) -> Frame:
         name = self._perf_maps.name(pid, address)
@@ -220,7 +247,10 @@ class Symbols:
 
     def has_more_names(self, pid: int) -> bool:
         """Whether a process's JIT has told names since they were read."""
-        return self._perf_maps.has_more(pid)
+        more = self._perf_maps.has_more(pid)
+        if more and pid in self._spaces:
+            self._spaces[pid].named.clear()
+        return more
 
     # ── Names ────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,9 +268,10 @@ class Symbols:
             name = read.get(frame.function)
             return frame if name is None else frame._replace(function=name)
 
-        for table in (self._frames, self._named):
-            kept = cast("dict[Any, Frame]", table)
-            kept |= {key: readable(frame) for key, frame in kept.items() if frame.function in read}
+        for table, key in self._unread:
+            if key in table:
+                table[key] = readable(table[key])
+        self._unread = []
         return [[readable(frame) for frame in stack] for stack in stacks]
 
 

@@ -5,8 +5,8 @@ import time
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,12 @@ class Mapped:
     device: str
     inode: int
 
-    @property
+    @cached_property
     def is_file(self) -> bool:
         """Whether there is a file to look for."""
         return self.path.startswith("/") and self.inode != 0 and not self.path.startswith("/memfd:")
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its short name: ``libc.so.6``."""
         return self.path.removesuffix(DELETED).rpartition("/")[2]
@@ -45,7 +45,7 @@ class Space:
     offsets: NDArray[np.uint64]  # in the file
     files: list[Mapped]
     read_at: float = field(default_factory=time.monotonic)
-    number: int = field(default_factory=count().__next__)  # no other has it
+    named: dict[int, Any] = field(default_factory=dict)  # address → frame, as far as it will not change
 
     @cached_property
     def _starts(self) -> memoryview:
