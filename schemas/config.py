@@ -132,7 +132,11 @@ class Collector(Struct, forbid_unknown_fields=True):
         int, Meta(description="on-CPU samples a second and CPU; 0: none", ge=0, le=1_000)
     ] = 49
     off_cpu_samples: Annotated[
-        int, Meta(description="waits a second and CPU whose stacks are taken, at most; the others are estimated", ge=1)
+        int,
+        Meta(
+            description="waits a second and CPU whose stacks are taken, at most; the others are estimated",
+            ge=1,
+        ),
     ] = 100
     profile_ms: Annotated[int, Meta(description="how often profiles are shipped", ge=100)] = 5_000
     budget_percent: Annotated[
