@@ -22,7 +22,9 @@ from collector import xdp
 from collector.filter.host import Filter
 from collector.filter.language import Document, Rule
 rule = Rule("udp", ttl="1h", match="udp dst port 7000", mode="enforce")
-with Filter(Path({folder!r}), ["eth0"], pins=xdp.pin_directory({pins!r}), mode="native") as host:
+strangers = "tcp[tcpflags] & tcp-syn = 0 and state new"
+place = dict(pins=xdp.pin_directory({pins!r}), balancer=xdp.PINS / {balancer!r})
+with Filter(Path({folder!r}), ["eth0"], mode="native", **place) as host:
     {action}
     print(sum(each.packets for each in host.counts() if each.verdict == "drop"))
 """
@@ -36,17 +38,26 @@ class Filtered:
         self._pins = f"test-{uuid.uuid4().hex[:8]}-filter"
 
     def _run(self, action: str) -> int:
-        text = FILTER.format(folder=self._folder, pins=self._pins, action=action)
+        text = self._text(action)
         return int(self._balanced.net.python("balancer", text) or 0)
+
+    def _text(self, action: str) -> str:
+        balancer = self._balanced.instance
+        return FILTER.format(folder=self._folder, pins=self._pins, balancer=balancer, action=action)
 
     def install(self) -> None:
         self._run("host.apply(Document(rules=[rule]))")
+
+    def keep_out_strangers(self, mode: str) -> None:
+        self._run(
+            f"host.apply(Document(rules=[Rule('strangers', ttl='1h', match=strangers, mode={mode!r})]))"
+        )
 
     def dropped(self) -> int:
         return self._run("pass")
 
     def remove(self) -> None:
-        text = FILTER.format(folder=self._folder, pins=self._pins, action="host.detach()")
+        text = self._text("host.detach()")
         self._balanced.net.python("balancer", text.rsplit("    print", 1)[0])
 
 
@@ -143,6 +154,37 @@ def test_the_balancer_comes_and_goes_behind_a_running_filter(
     filtered.remove()
     assert datagrams(balanced) == 10
     assert json.loads(balanced.lb("show", "--json"))["interfaces"] == ["eth0"]
+
+
+def test_a_flood_of_segments_to_a_vip_is_dropped_and_people_go_on(
+    balanced: Balanced, filtered: Filtered, peer: Peer
+) -> None:
+    hosts = [each for each in HOSTS if "." in each]  # tcp[…] is IPv4's
+    peer.ask("open", 60, *hosts)
+    filtered.keep_out_strangers("shadow")
+    for _ in range(2):
+        assert peer.ask("ping") == {"answered": 60}
+    filtered.keep_out_strangers("enforce")
+    assert peer.ask("ping") == {"answered": 60}
+    before = filtered.dropped()
+    flooded = balanced.net.python("client", FLOOD.format(hosts=hosts, count=2000))
+    assert peer.ask("surge", 200, *hosts) == {"ok": 200, "failed": 0}
+    balanced.apply(tree((100, 10, 100)))
+    assert peer.ask("ping") == {"answered": 60}
+    assert filtered.dropped() - before == int(flooded) == 2000
+
+
+FLOOD = """
+import random, socket
+from scapy.all import IP, TCP
+dice = random.Random(4).randrange
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for number in range({count}):
+    host = {hosts}[number % {hosts!r}.__len__()]
+    tcp = TCP(sport=dice(1024, 65536), dport=7000, flags="A", seq=dice(2**32), ack=dice(2**32))
+    raw.sendto(bytes(IP(src="192.0.2.%d" % dice(1, 255), dst=host) / tcp), (host, 0))
+print({count})
+"""
 
 
 def test_a_second_balancer_or_a_strangers_program_is_refused(balanced: Balanced) -> None:

@@ -8,7 +8,7 @@
 
 static void (*tail_call)(struct xdp_md *, void *table, u32 at) = (void *)BPF_FUNC_tail_call;
 
-INLINE u64 filter_main(struct xdp_md *ctx, struct filter_scratch *scratch)
+INLINE u64 filter_main(struct xdp_md *ctx, struct filter_scratch *scratch, int following)
 {
     const struct filter_config *config = FILTER_CONFIG;
     u64 decided = 0, matched = scratch->summary;
@@ -25,6 +25,8 @@ INLINE u64 filter_main(struct xdp_md *ctx, struct filter_scratch *scratch)
         if (UNLIKELY(!count_down(&scratch->sampler, config->budget)))
             call_passed(ctx, scratch);
     }
+    if (following)
+        call_follow(ctx, scratch);
     tail_call(ctx, map(filter_next), 0); // a constant index is a direct jump; where nothing follows, none
     return XDP_PASS;
 }
@@ -60,7 +62,15 @@ INLINE u64 filter_passed(struct xdp_md *ctx, struct filter_scratch *scratch)
 
 PIECE(main)
 {
-    return filter_main(ctx, scratch);
+    return filter_main(ctx, scratch, 0);
+}
+PIECE(main_vips) // instead, beside a balancer
+{
+    return filter_main(ctx, scratch, 1);
+}
+PIECE(follow)
+{
+    return scratch ? filter_follow(ctx, scratch) : 0;
 }
 PIECE(act)
 {
@@ -85,6 +95,14 @@ PIECE(destination_sets)
 PIECE(established)
 {
     return filter_state(ctx);
+}
+PIECE(established_vips) // instead, beside a balancer
+{
+    return scratch ? filter_state_vips(ctx, scratch) : 0;
+}
+PIECE(own)
+{
+    return filter_own(ctx);
 }
 PIECE(table)
 {

@@ -16,6 +16,8 @@ static u64 (*call_established)(struct xdp_md *, struct filter_scratch *) = FUNCT
 static u64 (*call_table)(struct xdp_md *, struct filter_scratch *) = FUNCTION(6);
 static u64 (*call_fields)(struct xdp_md *, struct filter_scratch *) = FUNCTION(7);
 static u64 (*call_passed)(struct xdp_md *, struct filter_scratch *) = FUNCTION(8);
+static u64 (*call_own)(struct xdp_md *, struct filter_scratch *) = FUNCTION(9);
+static u64 (*call_follow)(struct xdp_md *, struct filter_scratch *) = FUNCTION(10);
 
 // The number of the lowest bit set.
 INLINE u64 lowest_bit(u64 bits)
@@ -123,7 +125,7 @@ INLINE void count_and_sample(struct xdp_md *ctx, struct filter_scratch *scratch,
     counter->packets[verdict]++;
     counter->bytes[verdict] += ctx->data_end - ctx->data;
     if (verdict != FILTER_PASSED && scratch->followed)
-        counter->established += call_established(ctx, scratch);
+        counter->established += call_own(ctx, scratch);
     packets = counter->packets[0] + counter->packets[1] + counter->packets[2];
     shift = sample_now(sampler, packets, budget, window);
     if (UNLIKELY(shift)) {

@@ -17,6 +17,8 @@ enum {
     BITS_LENGTH = BITS_SOURCE_PORT + 65536,
     FILTER_BITS = BITS_LENGTH + 65536,
 };
+#define FILTER_KNOWN 262144
+#define FILTER_SEGMENTS_LOG2 18
 #define FILTER_MAPPED (1 << 10) // BPF_F_MMAPABLE: the collector writes through shared memory
 
 MAP(ARRAY, filter_config, u32, struct filter_config, 1)
@@ -31,6 +33,8 @@ MAP(ARRAY, filter_hints6, u32, u64, 2 * 1024)
 MAP_FLAGS(LPM_TRIE, filter_prefixes6, struct filter_prefix6, u32, 1 << 21, NO_PREALLOC)
 MAP_FLAGS(ARRAY, filter_bits, u32, u64, FILTER_BITS, FILTER_MAPPED)
 MAP(ARRAY, filter_fields, u32, struct filter_fields, 64)
+MAP(LRU_HASH, filter_known, struct filter_flow, u32, FILTER_KNOWN)
+MAP(ARRAY, filter_segments, u32, struct filter_segment, 1 << FILTER_SEGMENTS_LOG2)
 MAP(LRU_HASH, filter_buckets, struct filter_bucket_key, u64, 65536)
 MAP(LRU_HASH, filter_top, struct filter_top_key, struct filter_top_value, 8192)
 MAP(PROG_ARRAY, filter_next, u32, u32, 1) // of one program, too: collector/xdp_chain.py

@@ -27,7 +27,8 @@ INLINE void parse_ports(void *at, void *end, struct filter_frame *frame)
     } else if (at + 14 <= end) {
         frame->tcp_flags = *(u8 *)(at + 13);
         frame->has = FRAME_PORTS | FRAME_TCP;
-        frame->payload += (*(u8 *)(at + 12) >> 4) * 4;
+        frame->transport = (*(u8 *)(at + 12) >> 4) * 4;
+        frame->payload += frame->transport;
     } else {
         frame->payload = 0xffff;
     }

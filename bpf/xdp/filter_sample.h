@@ -178,7 +178,7 @@ INLINE u64 filter_record(struct xdp_md *ctx, struct filter_scratch *scratch)
     event->ttl = frame.ttl;
     event->tcp_flags = frame.tcp_flags;
     event->verdict = verdict;
-    event->established = is_established(&frame);
+    event->established = is_own(&frame);
     __builtin_memset(event->raw, 0, FILTER_RAW);
     KEEP(raw);
     raw &= 2 * FILTER_RAW - 1;

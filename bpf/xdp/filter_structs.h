@@ -38,7 +38,7 @@ struct filter_frame {
     u8 protocol, ttl, tcp_flags, ip; // ip: 4, 6 or 0
     u16 payload; // where it starts: behind the header of UDP or TCP, else behind that of IP
     u8 has; // FRAME_PORTS, FRAME_TCP
-    u8 zero;
+    u8 transport; // bytes of the TCP header before that
 };
 enum { FRAME_PORTS = 1, FRAME_TCP = 2 };
 
@@ -49,6 +49,26 @@ struct filter_sampler {
     u64 seen; // packets when the window began
     u32 taken; // samples in this window
     u32 shift;
+};
+
+// A TCP flow to a VIP.
+struct filter_flow {
+    u8 source[16], destination[16];
+    u32 ports, zero; // as on the wire
+};
+// The last segment of one that is not known yet.
+struct filter_segment {
+    u32 tag; // of the flow; 0: nobody's
+    u32 next; // the sequence number that goes on from it
+    u32 acknowledged;
+    u32 kind; // follow_kind
+};
+// A segment on its way.
+struct filter_following {
+    struct filter_flow flow;
+    struct filter_segment seen;
+    u64 flags;
+    u32 sequence, zero;
 };
 
 // One a CPU. What every packet asks for comes first. Generated code knows the places of `summary`,
@@ -71,6 +91,8 @@ struct filter_scratch {
     u32 followed, zero; // whether connections are
     u64 candidates; // table rules still to be looked at
     struct filter_frame frame; // of them
+    u64 follow_left, follow_tick; // entries of filter_known that this CPU may make
+    struct filter_following following;
 };
 
 struct filter_config {

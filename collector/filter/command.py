@@ -37,13 +37,15 @@ MODE = click.option(
 @click.pass_context
 def local(ctx: click.Context, instance: str) -> None:
     """The filter of this host alone, without Kafka: its rules live in state_dir."""
+    from collector import xdp
     from collector.filter import place
     from collector.filter.local import Local
 
     config = ctx.obj if isinstance(ctx.obj, settings.Config) else settings.load()
     directory = Path(config.state_dir) / (instance or place.DIRECTORY)
     pins = instance or config.collector.filter_pins or place.instance()
-    ctx.obj = Local(directory, config.collector.labels, pins)
+    balancer = xdp.PINS / config.collector.lb_pins
+    ctx.obj = Local(directory, config.collector.labels, pins, balancer)
 
 
 def _said(applied: "Applied", what: str) -> None:

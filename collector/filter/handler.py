@@ -64,6 +64,7 @@ class Filters(Companion):
         self._directory = Path(config.state_dir) / place.DIRECTORY
         self._labels, self._again = config.collector.labels, again
         self._pins = xdp.pin_directory(config.collector.filter_pins or place.instance())
+        self._balancer = xdp.PINS / config.collector.lb_pins
         self._host: Filter | None = None
         self._seeing: Seeing | None = None
         self._guard, self._lists = Guard(), Lists()
@@ -101,7 +102,8 @@ class Filters(Companion):
 
     def _open(self) -> Filter:
         if self._host is None:
-            self._host = Filter(self._directory, labels=self._labels, pins=xdp.pin_directory(self._pins.name))
+            pins = xdp.pin_directory(self._pins.name)
+            self._host = Filter(self._directory, labels=self._labels, pins=pins, balancer=self._balancer)
             self._seeing = Seeing(self._host.maps, lambda: self._host.state.slots if self._host else {})
             for name, each in self._host.state.since.items():
                 if each.held:
@@ -310,8 +312,9 @@ class Filters(Companion):
             self.put("filter_top", row)
 
     def _check_places(self) -> None:
-        """Interfaces come and go."""
-        if self._host and self._host.state.fleet and indexes() != self._places:
+        """Interfaces come and go, and balancers."""
+        host = self._host
+        if host and host.state.fleet and (indexes() != self._places or host.balancer_changed()):
             self._again()
 
     def _follow(self) -> None:

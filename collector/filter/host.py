@@ -18,6 +18,7 @@ from types import TracebackType
 from collector import xdp, xdp_chain
 from collector.bpf_map import Map, possible_cpus
 from collector.filter import figures, program, sets
+from collector.filter.beside import FOLLOWING, Beside
 from collector.filter.connections import watch
 from collector.filter.figures import Count, Top
 from collector.filter.language import Document, Rule, Test, action, bound, check
@@ -60,9 +61,12 @@ class Filter:
 
     def __init__(
         self, directory: Path, interfaces: Sequence[str] = (), *, labels: Mapping[str, str] | None = None,
-        pins: Path | None = None, mode: str = "auto",
+        pins: Path | None = None, mode: str = "auto", balancer: Path | None = None,
     ) -> None:  # fmt: skip
-        """``directory`` keeps state and compiled code; ``pins`` is in bpffs (None: nothing outlives us)."""
+        """``directory`` keeps state and compiled code; ``pins`` is in bpffs (None: nothing outlives us).
+
+        ``balancer``: where the pins of this host's balancer are, if it has one: of connections to its VIPs.
+        """
         self.directory = directory
         self.interfaces = list(interfaces)
         self.labels = dict(labels or {})
@@ -72,7 +76,8 @@ class Filter:
         self.state = State.read(directory / "state.json") if pins else State()
         if pins and self.state.made_by != self.skeleton.fingerprint:
             self._begin_anew(pins)
-        shared = [each for each in self.skeleton.maps if each.name not in (ORDER, NEXT)]
+        apart = (ORDER, NEXT, "lb_", *FOLLOWING)
+        shared = [each for each in self.skeleton.maps if not each.name.startswith(apart)]
         self.maps = {each.name: self._map(each) for each in shared}
         self.tables = AddressTables(self.maps, self.state.region)
         self.table = RuleTable(self.maps)
@@ -82,6 +87,7 @@ class Filter:
         self._tests: dict[str, Test] = {}
         self._controlled: dict[int, Rule] = {}  # rules whose part in the kernel we wrote, by slot
         self._watcher: int | None = None
+        self.beside = Beside(balancer)
         self.followed = pins is not None and (pins / CONNECTIONS).exists()
 
     def _begin_anew(self, pins: Path) -> None:
@@ -126,8 +132,10 @@ class Filter:
         grown = self.tables.place(len(tables.spans)) is None
         if grown:
             self._grow(len(tables.spans))
+        asking = any(each.asks_state for each in tests.values())
+        self._follow_vips(asking)
         wanted, fresh = self._programs(document, tests, numbers, slots, grown)
-        if not self.followed and any(each.asks_state for each in tests.values()):
+        if not self.followed and asking:
             self.follow()
         config = self.tables.write(tables, bool(document.allow))
         fields = {slots[name]: each.fields for name, each in tests.items() if each.fields is not None}
@@ -200,6 +208,13 @@ class Filter:
         self.tables = AddressTables(self.maps)
         self.tables.put(replace(self.tables.config(), generation=generation))
 
+    def _follow_vips(self, asking: bool) -> None:
+        """Follow connections to VIPs of a balancer on this host from the next program on, or no longer."""
+        shapes = {each.name: each for each in self.skeleton.maps}
+        if not self.beside.ask(asking, lambda name: self._map(shapes[name])) and self.pins:
+            for name in FOLLOWING:
+                (self.pins / name).unlink(missing_ok=True)
+
     def _programs(
         self, document: Document, tests: Mapping[str, Test], numbers: Mapping[str, int],
         slots: Mapping[str, int], renewed: bool,
@@ -215,11 +230,12 @@ class Filter:
                 if (expression := tests[rule.id].expression) and rule.scope.covers(self.labels, interface)
             ]
             key: tuple[object, ...] = tuple((slot, each.text, flags) for slot, each, flags in parts)
+            key = (*self.beside.numbers, *key)
             if self.pins:  # what follows it differs by interface
                 key = (interface, *key)
             if key not in self.programs:
                 coded = [Expressed(slot, each.instructions, flags) for slot, each, flags in parts]
-                self.programs[key] = program.load(self.skeleton, self.maps, coded)
+                self.programs[key] = program.load(self.skeleton, self.maps, coded, self.beside.maps)
                 fresh += 1
             wanted[interface] = self.programs[key]
         return wanted, fresh
@@ -280,7 +296,7 @@ class Filter:
                 return ""
             flags = bound(test.expression, dict.fromkeys(names, 1))
             part = Expressed(0, test.expression.instructions, flags)
-            program.load(self.skeleton, self.maps, [part]).close()
+            program.load(self.skeleton, self.maps, [part], self.beside.maps).close()
         except BpfleetError as error:
             return str(error)
         return ""
@@ -295,6 +311,10 @@ class Filter:
         """Follow this host's connections from now on; takes a second or two, the first time."""
         pin = self.pins / CONNECTIONS if self.pins else None
         self._watcher, self.followed = watch(self.maps["filter_connections"], pin), True
+
+    def balancer_changed(self) -> bool:
+        """Whether a rule asks for connections of a balancer that came, went or was made anew since."""
+        return any(each.asks_state for each in self._tests.values()) and self.beside.changed()
 
     def use_followed(self) -> None:
         """Have the program ask whether what it drops is of a connection."""
@@ -341,6 +361,7 @@ class Filter:
             self._watcher = None
         for table in self.maps.values():
             table.close()
+        self.beside.close()
         self.attached, self.programs, self.maps = {}, {}, {}
 
     def __enter__(self) -> "Filter":

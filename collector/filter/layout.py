@@ -21,7 +21,7 @@ SCRATCH = np.dtype(
         "names": ["packets", "bytes", "allowed", "lost"],
         "formats": ["<u8"] * 4,
         "offsets": [8, 16, 576, 584],
-        "itemsize": 704,
+        "itemsize": 792,
     }
 )
 TOP_KEY = np.dtype([("item", "u1", (16,)), ("kind", "u1"), ("verdict", "u1"), ("zero", "u1", (6,))])

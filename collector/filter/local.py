@@ -27,8 +27,11 @@ Change = Callable[[Document], Document]
 class Local:
     """State in ``directory``, pins under ``name`` in bpffs."""
 
-    def __init__(self, directory: Path, labels: dict[str, str], name: str = "filter") -> None:
+    def __init__(
+        self, directory: Path, labels: dict[str, str], name: str = "filter", balancer: Path | None = None
+    ) -> None:
         self.directory = directory
+        self.balancer = balancer
         self.labels = labels
         self.name = name
         self.log_file = directory / "log.jsonl"
@@ -87,7 +90,9 @@ class Local:
 
     def _filter(self, interfaces: list[str], mode: str = "auto") -> Filter:
         pins = xdp.pin_directory(self.name)
-        return Filter(self.directory, interfaces, labels=self.labels, pins=pins, mode=mode)
+        return Filter(
+            self.directory, interfaces, labels=self.labels, pins=pins, mode=mode, balancer=self.balancer
+        )
 
     @contextmanager
     def _lock(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from collector.filter.pcap import Instruction
 from collector.filter.skeleton import MapShape, Skeleton
 
 ORDER, NEXT = "filter_order", "filter_next"  # maps of one program each
+BESIDE = "_vips"  # at the end of names: functions in the place of others beside a balancer
+NO_MAP = -1  # what only the code beside a balancer asks for
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,30 @@ class Program:
         self.next.close()
 
 
-def load(skeleton: Skeleton, maps: Mapping[str, Map], rules: Sequence[Expressed]) -> Program:
+def load(
+    skeleton: Skeleton,
+    maps: Mapping[str, Map],
+    rules: Sequence[Expressed],
+    vips: Mapping[str, Map] = MappingProxyType({}),
+) -> Program:
     """Compile and load. The first of several matching rules that is enforced decides.
+
+    ``vips``: the tables of the balancer on this host, which says what connections to its VIPs are known.
 
     Raises :class:`schemas.errors.BpfleetError`: a rule is refused by the compiler or all by the verifier.
     """
     matching = matcher.match([(each.code, each.flags) for each in rules])
     scratch = next(at for at, each in enumerate(skeleton.maps) if each.name == "filter_scratch")
-    main = whole(scratch, matching["match"], skeleton.pieces["main"])
-    linked = link({**skeleton.pieces, **matching, "main": main}, "main")
+    pieces = {**skeleton.pieces, **matching}
+    if vips:
+        pieces |= {name: skeleton.pieces[f"{name}{BESIDE}"] for name in ("main", "established")}
+    pieces["main"] = whole(scratch, matching["match"], pieces["main"])
+    linked = link(pieces, "main")
     types, functions = describe([(name, at, name in skeleton.pieces) for name, at in linked.starts.items()])
     order, following = _order(skeleton, rules), _shape(skeleton, NEXT).create()
     try:
-        own = {**maps, ORDER: order, NEXT: following}
-        fds = [own[each.name].fd for each in skeleton.maps]
+        own = {**maps, **vips, ORDER: order, NEXT: following}
+        fds = [own[each.name].fd if each.name in own else NO_MAP for each in skeleton.maps]
         code = bind(linked.code, fds)
         fd = bpf_sys.prog_load(ProgType.XDP, code, "filter", btf_fd=types, functions=functions)
     except BaseException:

@@ -29,6 +29,8 @@ FUNCTIONS = (
     "table",
     "fields",
     "passed",
+    "own",
+    "follow",
 )  # by the numbers in filter_act.h
 FIRST_FUNCTION = 0x7F000000
 PATIENCE = 120  # seconds
