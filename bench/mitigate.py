@@ -22,7 +22,7 @@ from fleet.mitigate_vectors import RAMP
 from schemas.filter import FILTER
 from sinks.kafka_server import KafkaServer
 
-ROUNDS, RULES = 3, 25
+ROUNDS, RULES = 2, 25
 
 
 def run() -> list[Row]:

@@ -24,6 +24,7 @@ from collector.bpf_sys import Attr, BpfError, Command, pack, system_call
 
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC: tries demand it, hashes become lazy
 NO_EXIST, EXIST = 1, 2  # update flags
+NOT_SUPPORTED = 524  # what a kind of map, or a kernel, without a batch says
 BATCH_BYTES = 1 << 16  # buffers of one batch call: most maps are nearly empty, a big one is read in several
 
 
@@ -208,8 +209,15 @@ class Map:
         if len(keys) != count * self.key_size or len(values) != count * self.element_size:
             raise BpfError(f"map {self.name}: {count} elements do not have these sizes")
         k, v = ctypes.create_string_buffer(keys, len(keys)), ctypes.create_string_buffer(values, len(values))
-        if count:
-            self._batch(Command.MAP_UPDATE_BATCH, (0, 0), (k, v), count)
+        try:
+            if count:
+                self._batch(Command.MAP_UPDATE_BATCH, (0, 0), (k, v), count)
+        except BpfError as error:
+            if error.errno != NOT_SUPPORTED:
+                raise
+            key, value = self.key_size, self.element_size
+            for at in range(count):
+                self.update(keys[at * key : (at + 1) * key], values[at * value : (at + 1) * value])
 
     def delete_many(self, keys: bytes, count: int) -> None:
         """Remove ``count`` keys; those already gone do not matter."""

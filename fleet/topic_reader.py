@@ -69,7 +69,8 @@ def _values(consumer: Any, ends: dict[int, int] | None) -> Iterator[bytes]:
     from confluent_kafka import KafkaError, KafkaException
 
     while ends is None or ends:
-        for message in consumer.consume(500, timeout=0.5):
+        first = consumer.poll(0.5)  # a batch would wait this long for the last of 500
+        for message in [*([first] if first else []), *consumer.consume(500, timeout=0)]:
             number, error = message.partition(), message.error()
             if ends is not None and number not in ends:
                 continue

@@ -13,7 +13,7 @@ import mmap
 import os
 import platform
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +160,14 @@ class Dataplane:
 
     def write_ring(self, vip: int, slots: Array) -> None:
         """Replace the whole ring of a VIP at once."""
-        self._replace("lb_rings", vip, slots, SLOT, RING_SLOTS)
+        self.write_rings({vip: slots})
+
+    def write_rings(self, rings: Mapping[int, Array]) -> None:
+        """Replace the rings of these VIPs, each at once, in one call.
+
+        For each call the kernel waits until no packet sees what was there before: some ten milliseconds.
+        """
+        self._replace("lb_rings", rings, SLOT, RING_SLOTS)
 
     def forget_ring(self, vip: int) -> None:
         """That VIP has no ring any more."""
@@ -175,7 +182,7 @@ class Dataplane:
 
     def write_vips(self, table: Array) -> None:
         """Replace the whole table of VIPs at once."""
-        self._replace("lb_vips", 0, table.view(VIP).reshape(-1), VIP, PLACES)
+        self._replace("lb_vips", {0: table.view(VIP).reshape(-1)}, VIP, PLACES)
 
     @contextmanager
     def _inside(self, outer: str, at: int) -> Iterator[Map | None]:
@@ -206,18 +213,23 @@ class Dataplane:
                 found.close()
         return Map.of(bpf_sys.fd_by_id(Command.MAP_FD_BY_ID, number))
 
-    def _replace(self, outer: str, at: int, values: Array, kind: Dtype, entries: int) -> None:
-        inner = _inner(kind, entries, f"{outer}_{at}")
-        pin = self.place / f"inner_{outer}_{at}"
-        fresh = pin.with_name(f"{pin.name}_new")
+    def _replace(self, outer: str, arrays: Mapping[int, Array], kind: Dtype, entries: int) -> None:
+        made: dict[int, Map] = {}
         try:
-            _view(inner, kind)[:] = values
-            fresh.unlink(missing_ok=True)
-            inner.pin(fresh)
-            self.maps[outer].update(u32(at), u32(inner.fd))
-            _take_name(fresh, pin)
+            for at, values in arrays.items():
+                made[at] = inner = _inner(kind, entries, f"{outer}_{at}")
+                _view(inner, kind)[:] = values
+                fresh = self.place / f"inner_{outer}_{at}_new"
+                fresh.unlink(missing_ok=True)
+                inner.pin(fresh)
+            fds = b"".join(u32(each.fd) for each in made.values())
+            self.maps[outer].update_many(b"".join(map(u32, made)), fds, len(made))
+            for at in made:
+                pin = self.place / f"inner_{outer}_{at}"
+                _take_name(pin.with_name(f"{pin.name}_new"), pin)
         finally:
-            inner.close()
+            for each in made.values():
+                each.close()
 
     def sizes(self) -> tuple[int, int, int]:
         """The limits that the maps were made for: VIPs, backends, flows."""

@@ -15,8 +15,8 @@ def shares(slots: Array | None) -> dict[int, int]:
     """backend number → slots it has."""
     if slots is None:
         return {}
-    numbers, counts = np.unique(slots["current"], return_counts=True)
-    return {int(number): int(count) for number, count in zip(numbers, counts, strict=True) if number}
+    counts = np.bincount(slots["current"])
+    return {int(number): int(counts[number]) for number in np.flatnonzero(counts) if number}
 
 
 def ring(

@@ -4,7 +4,6 @@ A thread beside the agent. It takes no lock: it reads pinned maps and the ledger
 finds them again when they were made anew. A balancer that commands of this host made is reported as well.
 """
 
-import contextlib
 import logging
 import os
 import threading
@@ -127,8 +126,8 @@ class Reporter(Companion):
                 self._tell_drains()
             if now >= self._due["ways"]:
                 self._due["ways"] = now + WAYS_S
-                if self._plane is not None and self._ledger.documents and self._is_astray(self._plane):
-                    self._way.again()
+                if self._ledger.documents and (self._plane is None or self._is_astray(self._plane)):
+                    self._way.again()  # pins that are gone took the link with them
         except BpfleetError as error:
             log.warning("balancer: %s", error)
             self._close()
@@ -145,10 +144,9 @@ class Reporter(Companion):
             self._plane = Dataplane.pinned(self.place)
             if self._plane is not None:
                 self._flows = Ring(self._plane.maps["lb_flow"], dtype.event(FLOW))
-        with contextlib.suppress(FileNotFoundError):
-            stamp = self._file.stat().st_mtime_ns
-            if stamp != self._stamp:
-                self._ledger, self._stamp = find_ledger(self._file, self.place)[0], stamp
+        stamp = self._file.stat().st_mtime_ns if self._file.exists() else 0
+        if stamp != self._stamp and (stamp or self._plane is None):
+            self._ledger, self._stamp = find_ledger(self._file, self.place)[0], stamp
 
     def _is_current(self, plane: Dataplane) -> bool:
         try:

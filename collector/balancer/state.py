@@ -13,7 +13,7 @@ import copy
 import fcntl
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +34,9 @@ from schemas import lb_edit as edit
 from schemas.config import Config
 from schemas.errors import BpfleetError, UsageError
 from schemas.lb import Balancer, Vip
+
+RINGS_AT_ONCE = 32  # half a megabyte each, beside the one in force
+Change = tuple[Array | None, Array]  # a ring as it is, and as it is to be
 
 
 class Before(NamedTuple):
@@ -170,19 +173,28 @@ class State:
         """New rings, the table of VIPs, and then the rings that change."""
         wanted = {name: encode.ring_digest(vip, self._numbers(name, vip)) for name, vip in up.items()}
         rings = self.plane.maps["lb_rings"]
-        for name in [name for name in wanted if rings.lookup(u32(self._vip(name))) is None]:
-            slots = encode.slots(up[name], self._numbers(name, up[name]))
-            fresh = ring.steady(slots)
-            self.plane.write_ring(self._vip(name), fresh)
-            self.ledger.rings[name] = wanted[name]
-            self._tell_ring(name, None, fresh, before, balancer.vips[name])
-        changed = [name for name in wanted if self.ledger.rings.get(name) != wanted[name]]
-        encode.write_vips(self.plane, self.ledger, balancer, changed)
+        fresh = [name for name in wanted if rings.lookup(u32(self._vip(name))) is None]
+
+        def first(name: str) -> Change:
+            return None, ring.steady(encode.slots(up[name], self._numbers(name, up[name])))
+
+        self._swap_rings({name: wanted[name] for name in fresh}, first, balancer, before)
+        changed = {name: each for name, each in wanted.items() if self.ledger.rings.get(name) != each}
+        encode.write_vips(self.plane, self.ledger, balancer, [*changed])
         live = self._live() if changed else np.zeros(0, bool)
-        for name in changed:
-            old, new = self._change_ring(name, up[name], live)
-            self.ledger.rings[name] = wanted[name]
-            self._tell_ring(name, old, new, before, balancer.vips[name])
+        self._swap_rings(changed, lambda name: self._change_ring(name, up[name], live), balancer, before)
+
+    def _swap_rings(
+        self, wanted: dict[str, str], change: Callable[[str], Change], balancer: Balancer, before: Before
+    ) -> None:
+        """``wanted``: digests by VIP. Several at once: see :meth:`Dataplane.write_rings`."""
+        names = [*wanted]
+        for group in (names[at : at + RINGS_AT_ONCE] for at in range(0, len(names), RINGS_AT_ONCE)):
+            changes = {name: change(name) for name in group}
+            self.plane.write_rings({self._vip(name): new for name, (_, new) in changes.items()})
+            for name, (old, new) in changes.items():
+                self.ledger.rings[name] = wanted[name]
+                self._tell_ring(name, old, new, before, balancer.vips[name])
 
     def _tell_ring(self, name: str, old: Array | None, new: Array, before: Before, vip: Vip) -> None:
         reals, down = (before.vips.get(name), vip), (before.down, set(self.ledger.down))
@@ -224,22 +236,18 @@ class State:
         live[: len(backends)] = backends["flags"] & FLAGS["BACKEND_LIVE"] != 0
         return live
 
-    def _change_ring(self, name: str, vip: Vip, live: Array) -> tuple[Array, Array]:
-        """The ring as it was, and as it is now."""
+    def _change_ring(self, name: str, vip: Vip, live: Array) -> Change:
+        """The ring as it is, and as it is to be."""
         number = self._vip(name)
         slots = encode.slots(vip, self._numbers(name, vip))
         old = self.plane.read_ring(number)
         assert old is not None
         if vip.untracked:
-            new = ring.steady(slots)
-            self.plane.write_ring(number, new)
-            return old, new
+            return old, ring.steady(slots)
         own = np.zeros_like(live)  # a backend of the VIP's that is about to go is none any more
         own[self._numbers(name, vip)] = True
         keep = ring.ticks(vip.idle_seconds + (vip.udp_idle_seconds if vip.protocol == "udp" else 0))
-        new = ring.transition(old, slots, live & own, ring.now_ticks(), keep)
-        self.plane.write_ring(number, new)
-        return old, new
+        return old, ring.transition(old, slots, live & own, ring.now_ticks(), keep)
 
     def _forget(self, before: dict[str, Vip], balancer: Balancer, now: float) -> None:
         """Give up VIPs and backends that are no more; nothing refers to them now but remembered flows."""

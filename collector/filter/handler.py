@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from numpy.typing import NDArray
 
-from collector import bpf_sys, xdp
+from collector import bpf_sys, xdp, xdp_chain
 from collector.companion import Companion
 from collector.desired import DesiredState
 from collector.desired_worker import Outcome
@@ -314,8 +314,14 @@ class Filters(Companion):
     def _check_places(self) -> None:
         """Interfaces come and go, and balancers."""
         host = self._host
-        if host and host.state.fleet and (indexes() != self._places or host.balancer_changed()):
-            self._again()
+        if not host or not host.state.fleet:
+            return
+        gone = {*filter(None, host.running)} - {*xdp_chain.interfaces(self._pins.name, alive=True)}
+        if not self._pins.exists():  # bpffs was unmounted, and links went with it
+            self._close()
+        elif not gone and indexes() == self._places and not host.balancer_changed():
+            return
+        self._again()
 
     def _follow(self) -> None:
         """Follow connections, for samples and guards; the first time takes a second, without the lock."""

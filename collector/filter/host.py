@@ -262,7 +262,7 @@ class Filter:
         if self.pins:
             for interface in set(xdp_chain.interfaces(self.pins.name)) - wanted.keys():
                 xdp_chain.take_first(self.pins.name, interface)
-        self.running = dict(wanted)
+        self.running = {name: each for name, each in wanted.items() if name not in trouble}
         return trouble
 
     def _put_on(self, interface: str, each: Program) -> None:
