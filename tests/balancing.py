@@ -56,8 +56,7 @@ class Bench:
     def clear(self) -> None:
         """As if it were made just now: a test's fresh balancer, without compiling the program again."""
         plane = self.state.plane
-        for number in self.state.ledger.vips.taken.values():
-            plane.forget_ring(number)
+        plane.forget_rings([*self.state.ledger.vips.taken.values()])
         plane.write_vips(np.zeros(vip_table.PLACES, layout.VIP))
         for name, table in plane.maps.items():
             if name in ("lb_flows", "lb_prefixes", "lb_sources", "lb_quic_ids", "lb_fragments"):

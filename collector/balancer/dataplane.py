@@ -13,7 +13,8 @@ import mmap
 import os
 import platform
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ FLOW_MAPS = ("lb_flow_counts", "lb_flow")  # of the declaration of sampled flows
 _MMAPABLE = 1 << 10  # BPF_F_MMAPABLE
 _REASON_STRIDE = 64
 _PAGE = mmap.PAGESIZE
+THREADS = 32  # that wait for the kernel
 
 
 def u32(number: int) -> bytes:
@@ -169,11 +171,15 @@ class Dataplane:
         """
         self._replace("lb_rings", rings, SLOT, RING_SLOTS)
 
-    def forget_ring(self, vip: int) -> None:
-        """That VIP has no ring any more."""
-        self.maps["lb_rings"].delete(u32(vip))
-        for end in ("", "_new"):
-            (self.place / f"inner_lb_rings_{vip}{end}").unlink(missing_ok=True)
+    def forget_rings(self, vips: Sequence[int]) -> None:
+        """These VIPs have no rings any more. The kernel waits, here for all of them at once."""
+        if not vips:
+            return
+        with ThreadPoolExecutor(min(len(vips), THREADS)) as threads:
+            list(threads.map(self.maps["lb_rings"].delete, map(u32, vips)))
+        for vip in vips:
+            for end in ("", "_new"):
+                (self.place / f"inner_lb_rings_{vip}{end}").unlink(missing_ok=True)
 
     def read_vips(self) -> Array:
         """The table of VIPs, every place of it."""

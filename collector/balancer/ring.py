@@ -36,16 +36,15 @@ def transition(old: Array, wanted: Array, live: Array, now: int, keep: int) -> A
     ``live`` tells of each backend number whether its flows go on (of 0: no); ``now`` is the tick, ``keep``
     how many ticks a changed slot stays so without being needed.
     """
-    slots = old.copy()
-    tracked = old["until"] >= now
-    slots["former"][~tracked] = 0
-    slots["until"][~tracked] = 0
-    changed = old["current"] != wanted
+    current, former, until = (np.ascontiguousarray(old[name]) for name in ("current", "former", "until"))
+    tracked = until >= now
+    former = np.where(tracked, former, 0)
+    changed = current != wanted
     # Untracked flows of a changed slot belong to its former backend, of any other slot to the current one.
-    owner = np.where(tracked & (old["former"] != 0), old["former"], old["current"])
-    slots["former"] = np.where(changed, owner, slots["former"])
-    slots["former"][~live[slots["former"]]] = 0
-    needed = changed & (tracked | (slots["former"] != 0))
-    slots["until"] = np.where(needed, np.maximum(slots["until"], now + keep), slots["until"])
-    slots["current"] = wanted
+    former = np.where(changed & (former == 0), current, former)
+    former = np.where(live[former], former, 0)
+    needed = changed & (tracked | (former != 0))
+    slots = np.empty_like(old)
+    slots["current"], slots["former"] = wanted, former
+    slots["until"] = np.where(needed, np.maximum(until, now + keep), np.where(tracked, until, 0))
     return slots

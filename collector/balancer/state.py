@@ -257,9 +257,9 @@ class State:
         for name in backends:
             self.plane.maps["lb_backends"].update(u32(self.ledger.backends.taken[name]), bytes(64))
             self.ledger.backends.take_back(name, now + rest)
-        for name in vips:
-            old = self.plane.read_ring(self._vip(name))
-            self.plane.forget_ring(self._vip(name))
+        rings = {name: self.plane.read_ring(self._vip(name)) for name in vips}
+        self.plane.forget_rings([self._vip(name) for name in vips])
+        for name, old in rings.items():
             self.journal.add(*events.ring(name, old, None, (before.get(name), None), names, (nobody, nobody)))
             self.ledger.vips.take_back(name, now + rest)
             self.ledger.rings.pop(name, None)
