@@ -25,6 +25,7 @@ from schemas.errors import UsageError
 from schemas.filter_expression import Judge
 from schemas.pcap import Program
 
+HEAD = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")  # or scapy asks the network for addresses
 DICE = random.Random(6)
 FRAMES = frames(DICE, 1500)
 SIMPLE = [
@@ -94,7 +95,7 @@ def test_vlan_and_or_are_left_to_libpcap() -> None:
 def test_sets_and_states() -> None:
     block = np.zeros(4, stored.RECORD)
     made = columns([
-        bytes(Ether() / IP(src=source, dst="10.9.0.1") / TCP(sport=1, dport=80))
+        bytes(HEAD / IP(src=source, dst="10.9.0.1") / TCP(sport=1, dport=80))
         for source in ("10.0.0.1", "10.0.1.1", "192.0.2.1", "10.0.0.255")
     ])  # fmt: skip
     for name in ("length", "captured", "raw"):
@@ -123,7 +124,7 @@ def flood(count: int, source: str = "198.51.100.{}", length: int = 600) -> dict[
     for at in range(count):
         answer = b"\0\1\x81\x80" + bytes(length - 46)
         ip = IP(src=source.format(1 + at % 250), dst="10.9.0.1", ttl=50)
-        made.append(bytes(Ether() / ip / UDP(sport=53, dport=1000 + at % 60_000) / Raw(answer)))
+        made.append(bytes(HEAD / ip / UDP(sport=53, dport=1000 + at % 60_000) / Raw(answer)))
     return columns(made)
 
 
@@ -219,7 +220,7 @@ def test_a_million_samples(store: StoreProcess) -> None:
 def test_what_is_said_to_be_uncertain_covers_the_truth(store: StoreProcess) -> None:
     """A hundred thousand packets, sampled at two rates, twenty times: the truth lies outside of ± seldom."""
     made, dice = Samples(store.url), np.random.default_rng(4)
-    frame = columns([bytes(Ether() / IP(src="10.0.0.1", dst="10.9.0.1") / UDP(sport=1, dport=port))
+    frame = columns([bytes(HEAD / IP(src="10.0.0.1", dst="10.9.0.1") / UDP(sport=1, dport=port))
                      for port in range(1, 21)])  # fmt: skip
     truth = 2500
     try:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
-from scapy.all import UDP, Ether, IPv6, Raw
-from test_filter_program import DROP, PASS, Bench, rule, udp
+from scapy.all import UDP, IPv6, Raw
+from test_filter_program import DROP, HEAD, PASS, Bench, rule, udp
 
 from collector.filter.host import Filter
 from collector.filter.language import Document
@@ -61,7 +61,7 @@ def test_one_of_a_million_prefixes_changes_in_half_a_second(bench: Bench) -> Non
 
 
 def frame6(source: str) -> bytes:
-    return bytes(Ether() / IPv6(src=source, dst="2001:db8::1") / UDP(dport=9) / Raw(b"x" * 20))
+    return bytes(HEAD / IPv6(src=source, dst="2001:db8::1") / UDP(dport=9) / Raw(b"x" * 20))
 
 
 def drawn(dice: random.Random) -> list[str]:

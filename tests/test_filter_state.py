@@ -12,7 +12,7 @@ from typing import Any
 import balancing
 import pytest
 from balancing import TX, vip
-from scapy.all import IP, TCP, Ether, IPv6, Raw
+from scapy.all import IP, TCP, IPv6, Raw
 from test_filter_netns import BODY, WEB, Lab, Web, compiled, download, inside, lab
 from test_filter_program import DROP, HEAD, PASS, rule
 
@@ -209,7 +209,7 @@ def test_a_rule_against_strangers_lets_people_begin(lab: Lab, compiled: Path, co
                 for _ in range(500):
                     tcp = TCP(sport=dice.randrange(1024, 65536), dport=WEB, flags="A",
                               seq=dice.randrange(2**32), ack=dice.randrange(2**32))  # fmt: skip
-                    raw.send(bytes(Ether() / IP(src="10.77.0.2", dst="10.77.0.1") / tcp))
+                    raw.send(bytes(HEAD / IP(src="10.77.0.2", dst="10.77.0.1") / tcp))
                 raw.close()
             assert dropped(host) == 500
             with inside(lab.far), socket.create_server(("10.77.0.2", 0)) as server:
