@@ -16,7 +16,12 @@ from sinks.store.engine import Engine
 ROWS = int(os.environ.get("BENCH_FORENSICS_ROWS", "100000000"))
 DAYS, ROUNDS = 30, 7
 STREAM = declare.streams()["packet_sample"]
-KNOWN = "::ffff:192.168.7.7"
+RARE, ATTACKER, EVERYWHERE = "::ffff:203.0.113.30", "::ffff:203.0.113.9", "::ffff:192.168.7.7"
+NEEDLES = {
+    "seen once a day": RARE,
+    "of an attack: 20,000 frames in ten minutes": ATTACKER,
+    "seen 22 times every day, never twice at once": EVERYWHERE,
+}
 # Sources: a third from a pool that comes again, the rest never twice; destinations: few are most.
 FILL = """
 INSERT INTO bench.packet_sample (ts, source, destination, weight, length, source_port, destination_port,
@@ -36,6 +41,15 @@ SELECT toDateTime64(toStartOfDay(now()), 6, 'UTC') - toIntervalDay({day})
   intDiv(number, 1000), 1
 FROM numbers({rows})
 """
+ONE = """
+INSERT INTO bench.packet_sample (ts, source, destination, weight, length, destination_port, protocol, verdict,
+  host)
+SELECT toDateTime64(toStartOfDay(now()), 6, 'UTC') - toIntervalDay({day})
+    + toIntervalMillisecond({ms} * number),
+  toIPv6('{source}'), toIPv6('::ffff:10.0.0.7'), 100, 512, 53, 17, 'drop',
+  concat('host-', toString(number % 20))
+FROM numbers({rows})
+"""
 
 
 def fill(engine: Connection, settings: config.Config) -> None:
@@ -45,6 +59,8 @@ def fill(engine: Connection, settings: config.Config) -> None:
     engine.run(create)
     for day in range(DAYS):
         engine.run(FILL.format(day=day, rows=ROWS // DAYS))
+        engine.run(ONE.format(day=day, ms=0, source=RARE, rows=1))
+    engine.run(ONE.format(day=17, ms=30, source=ATTACKER, rows=20_000))
     engine.run("OPTIMIZE TABLE bench.packet_sample FINAL")
 
 
@@ -99,10 +115,11 @@ def _questions(connection: Connection) -> list[Row]:
             for each in ddl.create(stream, target):
                 connection.run(each)
     asked = {
-        "one address over all of it": (statement("address", "60d", address=KNOWN), 0.15),
+        **{f"one address over all of it, {what}": (statement("address", "60d", address=address), 0.15)
+           for what, address in NEEDLES.items()},
         "top sources of an hour": (statement("sources", "121h", "120h", verdict="", top="20"), 0.3),
         "minute timeline of a month": (statement("timeline", "31d", destination="::"), 0.2),
-    }
+    }  # fmt: skip
     rows = []
     for name, (query, limit) in asked.items():
         times = timed(connection, query)

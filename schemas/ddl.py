@@ -93,7 +93,7 @@ def create(stream: Stream, config: Clickhouse) -> list[str]:
     policy = f"storage_policy = '{config.storage_policy}', " if config.storage_policy else ""
     clauses = (
         f"PARTITION BY toDate(ts) ORDER BY ({', '.join(stream.order)}) "
-        f"{storage.life(stream.storage, days, cold)} SETTINGS {policy}index_granularity = 8192, "
+        f"{storage.life(stream.storage, days, cold)} SETTINGS {policy}{storage.granules(stream.storage)}, "
         f"ttl_only_drop_parts = {int(not stream.storage.longer)}, min_bytes_for_wide_part = {WIDE_PART}"
     )
     extras = "".join(f", {kind} {text}" for kind, text in storage.definitions(stream.storage))

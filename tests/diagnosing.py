@@ -86,6 +86,7 @@ def observe(
     expected = frozenset(ALL[name].verdict for name in names)
     with ExitStack() as stack:
         total, own = cpu_seconds()
+        judge.refresh(int((time.time() - WINDOW_S) * 1e6))
         culprits = tuple(stack.enter_context(ALL[name].make(directory)) for name in names)
         begun, seconds = time.monotonic(), float("inf")
         rows: list[Row] = []

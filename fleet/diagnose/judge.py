@@ -38,10 +38,8 @@ class Judge:
     def rows(self, last_us: int, window_s: float, host: str = "") -> list[Row]:
         """A row for each finding, ranked; a host in order, or silent, has one row too."""
         first_us = last_us - int(window_s * 1e6)
-        if self._reader is None or time.monotonic() - self._learnt_at > LEARN_S:
-            self._reader = Reader(self._client)
-            self._reader.learn(first_us - HISTORY_S * 1_000_000, first_us, host)
-            self._learnt_at = time.monotonic()
+        if self._reader is None:
+            self._learn(first_us, host)
         if window_s <= PIECE_S:
             return self._piece(first_us, last_us, host)
         pieces, begin = [], first_us
@@ -51,6 +49,19 @@ class Judge:
             pieces.append(self._piece(begin, end, host))
             begin = end
         return merged(pieces, first_us, last_us)
+
+    def refresh(self, first_us: int) -> None:
+        """Learn the hour before ``first_us`` anew when that was long ago.
+
+        To be called between judgements: on a host whose CPUs are full no verdict can wait for it.
+        """
+        if self._reader is not None and time.monotonic() - self._learnt_at > LEARN_S:
+            self._learn(first_us, "")
+
+    def _learn(self, first_us: int, host: str) -> None:
+        reader = Reader(self._client)
+        reader.learn(first_us - HISTORY_S * 1_000_000, first_us, host)
+        self._reader, self._learnt_at = reader, time.monotonic()
 
     def _piece(self, first_us: int, last_us: int, host: str) -> list[Row]:
         assert self._reader

@@ -144,23 +144,42 @@ def window_sql(metrics: list[Metric], hosts: str) -> str:
         f", toFloat64({each.amount}) AS amount_{at}, toFloat64({each.per or 1}) AS per_{at}"
         for at, each in zip(places, metrics, strict=True)
     )
-    lists = "".join(
-        f", if(max(amount_{at}) = 0 AND min(amount_{at}) = 0, [], groupArray(amount_{at}))"
-        f", if(max(amount_{at}) = 0 AND min(amount_{at}) = 0, [], groupArray(per_{at}))"
+    lists = ", ".join(
+        f"if(max(amount_{at}) = 0 AND min(amount_{at}) = 0, [], groupArray(amount_{at})), "
+        f"if(max(amount_{at}) = 0 AND min(amount_{at}) = 0, [], groupArray(per_{at}))"
         for at in places
     )
     return (
-        f"SELECT host, thing, groupArray(second){lists} FROM (SELECT host, {one.thing} AS thing,"
+        f"SELECT host, thing, groupArray(second) AS seconds, [{lists}] AS lists"
+        f" FROM (SELECT host, {one.thing} AS thing,"
         f" intDiv(toUnixTimestamp64Micro(ts), 1000000) AS second{values}"
         f" FROM {one.stream} WHERE {between('from', 'to')} AND {hosts} AND {one.where}"
         " GROUP BY host, thing, second) GROUP BY host, thing"
     )
 
 
+def cores_sql(hosts: str) -> str:
+    """Per host of ``{from:Int64} … {to:Int64}``: how many CPUs."""
+    return (
+        "SELECT host, '' AS thing, emptyArrayInt64() AS seconds, [[toFloat64(max(cores))]] AS lists"
+        f" FROM pressure WHERE {between('from', 'to')} AND {hosts} GROUP BY host"
+    )
+
+
+def asked_sql(hosts: str) -> str:
+    """Each server's answers in ``{asked:Int64} … {from:Int64}``, and the questions that are still open."""
+    answers, opened = METRICS["server.answers"], METRICS["server.opened"]
+    return (
+        f"SELECT host, {answers.thing} AS thing, emptyArrayInt64() AS seconds,"
+        f" [[toFloat64({answers.amount}), toFloat64({opened.amount})]] AS lists"
+        f" FROM {answers.stream} WHERE {between('asked', 'from')} AND {hosts} GROUP BY host, thing"
+    )
+
+
 def history_sql(metrics: list[Metric], hosts: str, bucket_s: int) -> str:
-    """Per host and thing, over buckets of ``{since:Int64} … {from:Int64}`` (µs): each metric's buckets, their
-    median, and the median deviation from it. Where a row is a count, a bucket without one was nought:
-    ``{hosts:Array(String)}`` had ``{lived:Array(Int64)}``.
+    """Per host and thing, over buckets of ``{since:Int64} … {from:Int64}`` (µs): of each metric how many
+    buckets, their median, and the median deviation from it. Where a row is a count, a bucket without one was
+    nought: ``{hosts:Array(String)}`` had ``{lived:Array(Int64)}``.
     """
     one = metrics[0]
     places = range(len(metrics))
@@ -172,9 +191,9 @@ def history_sql(metrics: list[Metric], hosts: str, bucket_s: int) -> str:
         f", {_padded(f'groupArrayIf(value_{at}, isFinite(value_{at}))', each)} AS all_{at}"
         for at, each in zip(places, metrics, strict=True)
     )
-    answers = "".join(
-        f", length(all_{at}), arrayReduce('median', all_{at}) AS usual_{at},"
-        f" arrayReduce('median', arrayMap(each -> abs(each - usual_{at}), all_{at}))"
+    answers = ", ".join(
+        f"[toFloat64(length(all_{at})), arrayReduce('median', all_{at}) AS usual_{at},"
+        f" arrayReduce('median', arrayMap(each -> abs(each - usual_{at}), all_{at}))]"
         for at in places
     )
     least = min(each.least_history for each in metrics)
@@ -185,7 +204,7 @@ def history_sql(metrics: list[Metric], hosts: str, bucket_s: int) -> str:
         " GROUP BY host, thing, bucket"
     )
     series = f"SELECT host, thing{lists} FROM ({buckets}) GROUP BY host, thing{enough}"
-    return f"SELECT host, thing{answers} FROM ({series})"
+    return f"SELECT host, thing, emptyArrayInt64() AS seconds, [{answers}] AS lists FROM ({series})"
 
 
 def _padded(values: str, metric: Metric) -> str:
@@ -196,11 +215,12 @@ def _padded(values: str, metric: Metric) -> str:
 
 
 def best_sql(metric: Metric, hosts: str) -> str:
-    """Per host and thing: the least value of a second."""
+    """Per host and thing: the least value of a second in ``{lately:Int64} … {to:Int64}``."""
     return (
-        f"SELECT host, thing, min(value) FROM (SELECT host, {metric.thing} AS thing,"
+        "SELECT host, thing, emptyArrayInt64() AS seconds, [[min(value)]] AS lists"
+        f" FROM (SELECT host, {metric.thing} AS thing,"
         f" toFloat64({metric.amount}) / {metric.per} AS value FROM {metric.stream}"
-        f" WHERE {between('from', 'to')} AND {hosts} AND {metric.where}"
+        f" WHERE {between('lately', 'to')} AND {hosts} AND {metric.where}"
         " GROUP BY host, thing, toUnixTimestamp(ts)) WHERE isFinite(value) GROUP BY host, thing"
     )
 

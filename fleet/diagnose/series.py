@@ -11,8 +11,10 @@ from fleet.diagnose.metrics import (
     HOST_SECONDS,
     METRICS,
     Metric,
+    asked_sql,
     best_sql,
     between,
+    cores_sql,
     history_sql,
     together,
     window_sql,
@@ -24,6 +26,7 @@ ASKED_S = 600  # before the window: how far back a question may be that still wa
 LATELY_S = 60  # before the window: how far back a remote without a history is compared with itself
 MAD_TO_DEVIATION = 1.4826  # of a normal distribution
 Floats = NDArray[np.float64]
+Row = tuple[Any, ...]
 
 
 class Past(NamedTuple):
@@ -127,79 +130,83 @@ class Reader:
         self.past: dict[str, dict[str, dict[str, Past]]] = {}  # host → metric → thing
 
     def window(self, first_us: int, last_us: int, host: str = "") -> dict[str, HostFigures]:
-        """Every host with figures in the window, by name."""
+        """Every host with figures in the window, by name.
+
+        One statement: on a host whose CPUs are full, each of its own would wait for a CPU several times.
+        """
         self._look_for_tables()
-        answers = [
-            (
-                group,
-                self.rows(window_sql(group, _hosts(host)), host=host, **{"from": first_us, "to": last_us}),
-            )
-            for group in together(self._metrics)
-        ]
-        alive: dict[str, list[int]] = {}
-        for group, rows in answers:
-            if HOST_SECONDS in {each.name for each in group}:
-                for name, _, seconds, *_ in rows:
-                    alive[name] = list(seconds)
-        cores = self._cores(first_us, last_us)
+        groups = together(self._metrics)
+        questions = {f"group {at}": window_sql(group, _hosts(host)) for at, group in enumerate(groups)}
+        if "pressure" in self.streams:
+            questions["cores"] = cores_sql(_hosts(host))
+        if "tcp_rtt" in self.streams:
+            questions["best"] = best_sql(METRICS["tcp.rtt"], _hosts(host))
+        if "tcp_response" in self.streams:
+            questions["asked"] = asked_sql(_hosts(host))
+        before = {"asked": first_us - ASKED_S * 1_000_000, "lately": first_us - LATELY_S * 1_000_000}
+        answers = self._ask(questions, host=host, **{"from": first_us, "to": last_us}, **before)
+        cores = {name: int(count) for name, _, _, ((count,),) in answers.get("cores", ())}
+        alive = {name: seen for at, group in enumerate(groups) if _tells_of_life(group)
+                 for name, _, seen, _ in answers[f"group {at}"]}  # fmt: skip
         hosts = {
-            name: HostFigures(name, min(seen), max(seen) - min(seen) + 1, cores.get(name, 1))
+            name: HostFigures(name, min(seen), max(seen) - min(seen) + 1, max(cores.get(name, 1), 1))
             for name, seen in alive.items()
         }
-        for group, rows in answers:
-            _enter(hosts, group, rows)
+        for at, group in enumerate(groups):
+            _enter(hosts, group, answers[f"group {at}"])
         for name, figures in hosts.items():
             figures.past = self.past.get(name, {})
-        for name, thing, best in self._best(METRICS["tcp.rtt"], first_us, last_us):
+        for name, thing, _, ((best,),) in answers.get("best", ()):
             if name in hosts:
                 hosts[name].best_rtt[thing] = best
-        for name, thing, answers, waiting in self._asked(first_us):
+        for name, thing, _, ((answered, waiting),) in answers.get("asked", ()):
             if name in hosts:
-                hosts[name].asked[thing] = (float(answers), float(waiting))
+                hosts[name].asked[thing] = (answered, waiting)
         return hosts
 
-    def _asked(self, first_us: int) -> list[tuple[Any, ...]]:
-        """Each server's answers before the window, and the questions that are still open there."""
-        answers, opened = METRICS["server.answers"], METRICS["server.opened"]
-        if answers.stream not in self.streams:
-            return []
-        query = (
-            f"SELECT host, {answers.thing} AS thing, {answers.amount}, {opened.amount} FROM {answers.stream}"
-            f" WHERE {between('from', 'to')} GROUP BY host, thing"
-        )
-        return self.rows(query, **{"from": first_us - ASKED_S * 1_000_000, "to": first_us})
-
-    def _best(self, metric: Metric, first_us: int, last_us: int) -> list[tuple[Any, ...]]:
-        """The least second of each thing in the window and the minute before it."""
-        if metric.stream not in self.streams:
-            return []
-        bounds = {"from": first_us - LATELY_S * 1_000_000, "to": last_us}
-        return self.rows(best_sql(metric, "1"), **bounds)
+    def _ask(self, questions: dict[str, str], **parameters: Any) -> dict[str, list[Row]]:
+        """Rows (host, thing, seconds, lists) of each question, by one statement."""
+        found: dict[str, list[Row]] = {name: [] for name in questions}
+        if questions:
+            query = " UNION ALL ".join(
+                f"SELECT '{name}' AS question, host, thing, seconds, lists FROM ({sql})"
+                for name, sql in questions.items()
+            )
+            for name, *row in self.rows(query, **parameters):
+                found[name].append(tuple(row))
+        return found
 
     def learn(self, since_us: int, first_us: int, host: str = "") -> None:
         """Read the history ``since_us … first_us`` of every host into :attr:`past`."""
         self._look_for_tables()
-        where = {"since": since_us, "from": first_us, "host": host}
         self.past = {}
         lived: dict[str, int] = {}
         groups = together(self._metrics)
-        groups.sort(key=lambda group: HOST_SECONDS not in {each.name for each in group})
-        for group in groups:
+        bounds = {"since": since_us, "from": first_us}
+        # How long each host has been heard of comes first: the others' counts are compared with it.
+        for some in ([each for each in groups if _tells_of_life(each)],
+                     [each for each in groups if not _tells_of_life(each)]):  # fmt: skip
+            questions = {f"group {at}": history_sql(group, _hosts(host), BUCKET_S)
+                         for at, group in enumerate(some)}  # fmt: skip
             known = {"hosts": ["", *lived], "lived": [0, *lived.values()]}
-            rows = self.rows(history_sql(group, _hosts(host), BUCKET_S), **known, **where)
-            for name, thing, *said in rows:
-                for metric, count, median, spread in zip(
-                    group, said[::3], said[1::3], said[2::3], strict=True
-                ):
-                    if metric.name == HOST_SECONDS:
-                        lived[name] = count
-                    if count >= metric.least_history:
-                        past = Past(median, MAD_TO_DEVIATION * spread, count)
-                        self.past.setdefault(name, {}).setdefault(metric.name, {})[thing] = past
+            answers = self._ask(questions, host=host, **bounds, **known)
+            for at, group in enumerate(some):
+                for name, thing, _, lists in answers[f"group {at}"]:
+                    self._remember(name, thing, group, lists, lived)
+
+    def _remember(self, name: str, thing: str, group: list[Metric], lists: list[list[float]],
+                  lived: dict[str, int]) -> None:  # fmt: skip
+        for metric, (count, median, spread) in zip(group, lists, strict=True):
+            if metric.name == HOST_SECONDS:
+                lived[name] = int(count)
+            if count >= metric.least_history:
+                past = Past(median, MAD_TO_DEVIATION * spread, int(count))
+                self.past.setdefault(name, {}).setdefault(metric.name, {})[thing] = past
 
     def known(self, since_us: int, last_us: int, host: str = "") -> set[str]:
         """Hosts that were heard of between these moments."""
-        self._look_for_tables()
+        if not self.streams:
+            self._look_for_tables()
         if "host" not in self.streams:
             return set()
         query = f"SELECT DISTINCT host FROM host WHERE {_hosts(host)} AND {between('from', 'to')}"
@@ -215,23 +222,17 @@ class Reader:
         self.streams = {name for (name,) in self.rows("SHOW TABLES")}
         self._metrics = [each for each in METRICS.values() if each.stream in self.streams]
 
-    def _cores(self, first_us: int, last_us: int) -> dict[str, int]:
-        if not any(each.stream == "pressure" for each in self._metrics):
-            return {}
-        rows = self.rows(
-            "SELECT host, max(cores) FROM pressure WHERE ts >= fromUnixTimestamp64Micro({from:Int64})"
-            " AND ts < fromUnixTimestamp64Micro({to:Int64}) GROUP BY host",
-            **{"from": first_us, "to": last_us},
-        )
-        return {name: max(int(cores), 1) for name, cores in rows}
-
 
 def _hosts(host: str) -> str:
     return "host = {host:String}" if host else "({host:String} = '')"
 
 
-def _enter(hosts: dict[str, HostFigures], group: list[Metric], rows: Iterable[tuple[Any, ...]]) -> None:
-    for name, thing, seconds, *lists in rows:
+def _tells_of_life(group: list[Metric]) -> bool:
+    return HOST_SECONDS in {each.name for each in group}
+
+
+def _enter(hosts: dict[str, HostFigures], group: list[Metric], rows: Iterable[Row]) -> None:
+    for name, thing, seconds, lists in rows:
         figures = hosts.get(name)
         if figures is None:
             continue

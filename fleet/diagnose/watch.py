@@ -29,12 +29,14 @@ def watch(config: Config, connect: Callable[[], Any], every_s: float = EVERY_S,
         begun = time.monotonic()
         try:
             judge = judge or Judge(connect(), config)
-            rows = judge.rows(time.time_ns() // 1000, WINDOW_S)
+            now_us = time.time_ns() // 1000
+            rows = judge.rows(now_us, WINDOW_S)
             due = [row for row in rows if _is_due(row, rows, written, kept_at, begun - keep_s)]
             events.ship("verdict", due)
             for host in {row["target_host"] for row in due}:
                 written[host], kept_at[host] = _state(rows, host), begun
             yield due
+            judge.refresh(now_us - int(WINDOW_S * 1e6))
         except Unreachable as error:
             judge = None
             yield [{"error": str(error)}]

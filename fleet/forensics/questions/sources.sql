@@ -8,4 +8,9 @@ SELECT source, sum(weight) AS packets, sum(weight * length) AS bytes, sumIf(weig
 FROM packet_sample
 WHERE ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
   AND ({verdict:String} = '' OR verdict = {verdict:String})
-GROUP BY source ORDER BY packets DESC LIMIT {top:UInt32}
+  AND source IN ( -- first who they are: the rest need no details
+    SELECT source FROM packet_sample
+    WHERE ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
+      AND ({verdict:String} = '' OR verdict = {verdict:String})
+    GROUP BY source ORDER BY sum(weight) DESC, source LIMIT {top:UInt32})
+GROUP BY source ORDER BY packets DESC, source LIMIT {top:UInt32}
