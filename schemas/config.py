@@ -95,7 +95,7 @@ class Sink(Struct, forbid_unknown_fields=True):
     session_timeout_ms: Annotated[
         int, Meta(description="a sink silent for so long loses its partitions", ge=1_000)
     ] = 10_000
-    buffer_mb: Annotated[int, Meta(description="past it, partitions are paused", ge=1)] = 64
+    buffer_mb: Annotated[int, Meta(description="past it, nothing is read", ge=1)] = 128
     dead_share: Annotated[
         float, Meta(description="stop when more than this share of recent messages is unreadable", ge=0, le=1)
     ] = 0.5

@@ -83,7 +83,7 @@ def _of_numbers(values: NDArray[Any], unit: int) -> Digits:
         values = values // unit
     # Distances from the least: never negative, and of as few digits as the rows really differ in.
     above = values.astype(np.uint64, copy=False) - np.uint64(least & (1 << 64) - 1)
-    count = (most - least).bit_length() // 16 + 1
+    count = ((most - least).bit_length() + 15) // 16
     return [(above >> np.uint64(16 * place)).astype(np.uint16) for place in reversed(range(count))]
 
 

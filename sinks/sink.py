@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as NotYet
 from typing import Any
 
@@ -22,6 +22,7 @@ from schemas.admin import ANYONE, unpackable
 from schemas.config import Config, kafka_options
 from schemas.errors import BpfleetError, Unreachable
 from sinks import broker, insert, tables
+from sinks.backlog import Backlog
 from sinks.dead import DeadLetters, DeadShare
 from sinks.insert import Inserter, Outcome
 from sinks.intent import UnknownIntent
@@ -41,7 +42,6 @@ LAG_SECONDS = 2.0
 # librdkafka keeps us in the group.
 BEGIN_SECONDS = 60.0
 AT_ONCE = 500  # messages taken from librdkafka in one go
-MIN_QUOTA = 1 << 20
 NAMED = 3  # topics that a line of the log names
 
 Key = tuple[str, int]
@@ -57,6 +57,7 @@ class Sink:
         self._jobs: dict[Key, Future[Outcome]] = {}
         self._pool = ThreadPoolExecutor(WORKERS, "insert")
         self._share = DeadShare(config.sink.dead_share)
+        self._backlog = Backlog(config.sink.buffer_mb << 20)
         self._lag_due = self._commit_due = 0.0
 
     def run(self, stop: threading.Event) -> None:
@@ -101,12 +102,18 @@ class Sink:
         now = time.monotonic()
         if now >= self._commit_due:
             self._commit(now)
-        self._hold_back()
+        self._hold_back(now)
         if now >= self._lag_due:
             self._lag_due = now + LAG_SECONDS
             self._measure_lag()
 
     def _take(self) -> Iterator[Any]:
+        if not self._backlog.reading:
+            if self._jobs:
+                wait(self._jobs.values(), BUSY_SECONDS, FIRST_COMPLETED)
+            else:
+                time.sleep(BUSY_SECONDS)
+            return
         busy = any(each.busy or each.behind for each in self._partitions.values())
         first = self._consumer.poll(BUSY_SECONDS if busy else QUIET_SECONDS)
         if first is not None:
@@ -200,23 +207,13 @@ class Sink:
         self._metrics.commits.labels("ok").inc(len(taken))
         return taken
 
-    def _hold_back(self) -> None:
-        """Pause partitions that hold their share of the memory, resume those that have got rid of half."""
-        if not self._partitions:
-            return
-        quota = max(MIN_QUOTA, (self._config.sink.buffer_mb << 20) // len(self._partitions))
-        full, drained = [], []
-        for key, partition in self._partitions.items():
-            if not partition.paused and partition.size > quota and not partition.recovering:
-                full.append(TopicPartition(*key))
-                partition.paused = True
-            elif partition.paused and partition.size <= quota // 2:
-                drained.append(TopicPartition(*key))
-                partition.paused = False
+    def _hold_back(self, now: float) -> None:
+        """Pause partitions that hold much of the memory for long, resume those that have got rid of it."""
+        full, drained = self._backlog.settle(self._partitions.values(), now)
         if full:
-            self._consumer.pause(full)
+            self._consumer.pause([TopicPartition(each.topic, each.number) for each in full])
         if drained:
-            self._consumer.resume(drained)
+            self._consumer.resume([TopicPartition(each.topic, each.number) for each in drained])
 
     def _measure_lag(self) -> None:
         for (topic, number), partition in self._partitions.items():
@@ -321,7 +318,8 @@ def consumer_options(config: Config) -> dict[str, Any]:
         "max.poll.interval.ms": max(300_000, session),
         "topic.metadata.refresh.interval.ms": 1_000,  # a new probe's topic is seen within a second
         "topic.blacklist": INTERNAL,
-        "queued.max.messages.kbytes": max(1_024, config.sink.buffer_mb * 1_024 // 2),
+        "queued.max.messages.kbytes": max(1_024, config.sink.buffer_mb * 1_024 // 4),
+        "fetch.queue.backoff.ms": 10,  # librdkafka's second is longer than an insert takes
         "fetch.wait.max.ms": 100,
         "socket.timeout.ms": 10_000,
         "reconnect.backoff.max.ms": 1_000,
