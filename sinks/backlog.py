@@ -27,9 +27,7 @@ class Backlog:
         """Whether messages may be taken now."""
         return self._full_since is None
 
-    def settle(
-        self, partitions: Iterable[Partition], now: float
-    ) -> tuple[list[Partition], list[Partition]]:
+    def settle(self, partitions: Iterable[Partition], now: float) -> tuple[list[Partition], list[Partition]]:
         """The partitions to pause and those to resume now; their ``paused`` says so already."""
         partitions = list(partitions)
         held = sum(each.size for each in partitions)
