@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from collector import privileges
 from schemas import config
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,14 @@ def test_units_start_commands_that_exist_with_limits(unit: Path) -> None:
     ):
         assert limit in text, f"{unit.name} lacks {limit}"
     assert ("CAP_SYS_ADMIN" in text) == (unit == TIMING) and "@" not in text.replace("@system-service", "")
+
+
+def test_the_collectors_unit_grants_what_its_default_settings_use() -> None:
+    text = (ROOT / "deploy/bpfleet-collector.service").read_text()
+    used = {*privileges.NEEDED, *privileges.kept_for(config.Collector().kinds, symbols=True)}
+    for setting in ("CapabilityBoundingSet", "AmbientCapabilities"):
+        (granted,) = re.findall(rf"^{setting}=(.*)$", text, re.MULTILINE)
+        assert set(granted.split()) == {f"CAP_{each.name}" for each in used}
 
 
 def test_sample_settings_are_valid() -> None:
