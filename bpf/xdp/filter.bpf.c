@@ -35,11 +35,12 @@ INLINE u64 filter_main(struct xdp_md *ctx, struct filter_scratch *scratch, int f
 INLINE u64 filter_passed(struct xdp_md *ctx, struct filter_scratch *scratch)
 {
     const struct filter_config *config = FILTER_CONFIG;
-    u32 shift = sample_now(&scratch->sampler, scratch->packets, config->budget, config->window);
+    u32 weight = sample_now(&scratch->sampler, scratch->packets, config->budget, config->window);
 
-    if (!shift)
+    if (!weight)
         return 0;
-    scratch->sample = FILTER_NO_RULE | (shift - 1) << 24;
+    scratch->sample = FILTER_NO_RULE;
+    scratch->weight = weight;
     return call_record(ctx, scratch);
 }
 

@@ -116,7 +116,7 @@ INLINE void count_and_sample(struct xdp_md *ctx, struct filter_scratch *scratch,
     struct filter_counter *counter = bpf_map_lookup_elem(map(filter_counters), &slot);
     struct filter_sampler *sampler = bpf_map_lookup_elem(map(filter_samplers), &slot);
     u64 packets;
-    u32 shift;
+    u32 weight;
 
     if (!counter || !sampler)
         return;
@@ -127,9 +127,10 @@ INLINE void count_and_sample(struct xdp_md *ctx, struct filter_scratch *scratch,
     if (verdict != FILTER_PASSED && scratch->followed)
         counter->established += call_own(ctx, scratch);
     packets = counter->packets[0] + counter->packets[1] + counter->packets[2];
-    shift = sample_now(sampler, packets, budget, window);
-    if (UNLIKELY(shift)) {
-        scratch->sample = slot | verdict << 16 | (shift - 1) << 24;
+    weight = sample_now(sampler, packets, budget, window);
+    if (UNLIKELY(weight)) {
+        scratch->sample = slot | verdict << 16;
+        scratch->weight = weight;
         call_record(ctx, scratch);
     }
 }

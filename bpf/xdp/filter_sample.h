@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 // Sampling. The gap to the next sample is drawn evenly between half and one and a half times 2^shift, so every
-// packet has the same chance, 2^-shift, and a sum of 2^shift over samples is an unbiased estimate that varies
-// little. A packet that is not sampled costs a decrement. The shift follows the packets of the last window and,
+// packet has the same chance, 2^-shift. A sample stands for the packets since the one before: sums are right but for
+// the last gap. A packet that is not sampled costs a decrement. The shift follows the packets of the last window and,
 // within a window, doubles the gap whenever the budget is spent: a flood costs no more than a trickle. When the
 // shift changes, what is left of a gap is stretched or shrunk with it, so that the change favours no packet.
 #pragma once
@@ -72,11 +72,21 @@ INLINE int count_down(struct filter_sampler *sampler, u32 budget)
     return 1;
 }
 
-// One packet goes by. Its weight's shift plus one if it is to be sampled, else 0.
+// How many packets a sample stands for. Not for the rest of a flood that was over before it: 2^shift is what its gap
+// was about.
+INLINE u32 weight_of(struct filter_sampler *sampler, u32 packets)
+{
+    u32 since = packets - sampler->last, most = 4U << (sampler->shift & 31);
+
+    sampler->last = packets;
+    return since < most ? since : most;
+}
+
+// One packet goes by. How many it stands for if it is to be sampled, else 0.
 INLINE u32 sample_now(struct filter_sampler *sampler, u64 packets, u32 budget, u32 window)
 {
+    u32 shift, weight;
     u64 now;
-    u32 shift;
 
     if (LIKELY(count_down(sampler, budget)))
         return 0;
@@ -86,12 +96,13 @@ INLINE u32 sample_now(struct filter_sampler *sampler, u64 packets, u32 budget, u
     if (LIKELY(--sampler->left))
         return 0;
     shift = sampler->shift;
+    weight = weight_of(sampler, packets);
     if (++sampler->taken >= budget && shift < FILTER_SHIFTS - 1) {
         sampler->taken = budget / 2;
         sampler->shift = shift + 1;
     }
     sampler->left = draw_gap(sampler->shift);
-    return shift + 1;
+    return weight;
 }
 
 INLINE void count_top(struct filter_top_key *key, u64 packets, u64 bytes)
@@ -153,11 +164,11 @@ INLINE u64 filter_record(struct xdp_md *ctx, struct filter_scratch *scratch)
     u32 what = scratch->sample;
     struct filter_frame frame = {};
     struct packet_sample_event *event;
-    u32 length = ctx->data_end - ctx->data, verdict = what >> 16 & 0xff, shift = what >> 24 & 31;
+    u32 length = ctx->data_end - ctx->data, verdict = what >> 16 & 0xff;
     u64 raw = length < FILTER_RAW ? length : FILTER_RAW;
 
     parse_frame(ctx, &frame);
-    count_tops(&frame, verdict, length, 1ULL << shift);
+    count_tops(&frame, verdict, length, scratch->weight);
     event = packet_sample_reserve();
     if (!event) {
         scratch->lost++;
@@ -166,7 +177,7 @@ INLINE u64 filter_record(struct xdp_md *ctx, struct filter_scratch *scratch)
     event->ts = bpf_ktime_get_ns();
     __builtin_memcpy(event->source, frame.source, 16);
     __builtin_memcpy(event->destination, frame.destination, 16);
-    event->weight = 1U << shift;
+    event->weight = scratch->weight;
     event->length = length;
     event->ifindex = ctx->ingress_ifindex;
     event->slot = what;

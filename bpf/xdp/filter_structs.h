@@ -47,8 +47,9 @@ struct filter_sampler {
     u64 left; // packets until the next sample
     u64 end; // jiffies at which the window ends
     u64 seen; // packets when the window began
-    u32 taken; // samples in this window
-    u32 shift;
+    u32 last; // packets when the last sample was taken
+    u16 taken; // samples in this window
+    u16 shift;
 };
 
 // A TCP flow to a VIP.
@@ -87,8 +88,9 @@ struct filter_scratch {
     u64 now;
     u8 source[16]; // of limits, its last byte aside
     u32 last;
-    u32 sample; // being recorded: slot, verdict << 16, shift << 24
-    u32 followed, zero; // whether connections are
+    u32 sample; // being recorded: slot, verdict << 16
+    u32 followed; // whether connections are
+    u32 weight; // of the sample
     u64 candidates; // table rules still to be looked at
     struct filter_frame frame; // of them
     u64 follow_left, follow_tick; // entries of filter_known that this CPU may make
