@@ -16,6 +16,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct, field
 
+from schemas import yaml_tree
 from schemas.errors import UsageError
 from schemas.refusal import Heard
 
@@ -282,11 +283,10 @@ def load(path: str | None = None, environment: Mapping[str, str] = os.environ) -
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(file.read_text()) or {}
+        text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read configuration {file}: {error}; check --config") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    tree = yaml_tree.parse(text, str(file)) or {}
     if not isinstance(tree, dict):
         raise UsageError(f"{file} must be a mapping of settings, like `kafka: {{servers: …}}`")
     return tree
@@ -319,7 +319,8 @@ def _reject_unknown(tree: dict[str, Any], struct: type[Struct], prefix: str, sou
     for key, value in tree.items():
         if key not in known:
             name = f"{prefix}{key}"
-            raise UsageError(f"{source}: unknown setting `{name}`{_nearest(name, settings())}")
+            valid = [*(prefix + each for each in known), *settings()]
+            raise UsageError(f"{source}: unknown setting `{name}`{_nearest(name, valid)}")
         kind = known[key]
         if isinstance(kind, type) and issubclass(kind, Struct) and isinstance(value, dict):
             _reject_unknown(value, kind, f"{prefix}{key}.", source)

@@ -36,7 +36,8 @@ def test_mappings_and_lists_come_from_the_environment_as_yaml(tmp_path: Path) ->
     ("text", "says"),
     [
         ("kafka: {server: x}", "unknown setting `kafka.server`; did you mean `kafka.servers`"),
-        ("colector: {}", "unknown setting `colector`"),
+        ("colector: {}", "unknown setting `colector`; did you mean `collector`?"),
+        ("sink: {flush_ms: 5}\nsink: {flush_rows: 5}", "`sink` is there twice, again in line 2"),
         ("kafka: 3", "Expected `object`, got `int` - at `kafka`"),
         ("- a", "must be a mapping"),
         ("kafka: {servers: [", "not valid YAML"),
