@@ -133,50 +133,56 @@ def together(metrics: Iterable[Metric]) -> list[list[Metric]]:
     return list(found.values())
 
 
-def window_sql(metrics: list[Metric], hosts: str) -> str:
-    """Per host and thing of ``{from:Int64} … {to:Int64}`` (µs): seconds, and each metric's amounts and pers.
+def window_sql(name: str, metrics: list[Metric], hosts: str) -> str:
+    """Per host and thing of ``{from:Int64} … {to:Int64}`` (µs): seconds, and for each of them all amounts and
+    then the pers of those metrics that have one.
 
-    A metric that was nought all the time has empty lists: most are, of most things.
+    Every question has the columns question (``name``), host, thing, seconds, lists: together they are one
+    statement. Of seconds, ClickHouse thinks longer about a statement than it reads: keep them plain.
     """
     one = metrics[0]
-    places = range(len(metrics))
-    values = "".join(
-        f", toFloat64({each.amount}) AS amount_{at}, toFloat64({each.per or 1}) AS per_{at}"
-        for at, each in zip(places, metrics, strict=True)
-    )
-    lists = ", ".join(
-        f"if(max(amount_{at}) = 0 AND min(amount_{at}) = 0, [], groupArray(amount_{at})), "
-        f"if(max(amount_{at}) = 0 AND min(amount_{at}) = 0, [], groupArray(per_{at}))"
-        for at in places
-    )
+    values = [each.amount for each in metrics] + [each.per for each in metrics if each.per]
     return (
-        f"SELECT host, thing, groupArray(second) AS seconds, [{lists}] AS lists"
-        f" FROM (SELECT host, {one.thing} AS thing,"
-        f" intDiv(toUnixTimestamp64Micro(ts), 1000000) AS second{values}"
+        f"SELECT '{name}' AS question, host, thing, groupArray(second) AS seconds,"
+        f" groupArray(values) AS lists FROM (SELECT host, {one.thing} AS thing,"
+        " intDiv(toUnixTimestamp64Micro(ts), 1000000) AS second,"
+        f" [{', '.join(f'toFloat64({each})' for each in values)}] AS values"
         f" FROM {one.stream} WHERE {between('from', 'to')} AND {hosts} AND {one.where}"
         " GROUP BY host, thing, second) GROUP BY host, thing"
     )
 
 
-def cores_sql(hosts: str) -> str:
+def cores_sql(name: str, hosts: str) -> str:
     """Per host of ``{from:Int64} … {to:Int64}``: how many CPUs."""
     return (
-        "SELECT host, '' AS thing, emptyArrayInt64() AS seconds, [[toFloat64(max(cores))]] AS lists"
-        f" FROM pressure WHERE {between('from', 'to')} AND {hosts} GROUP BY host"
+        f"SELECT '{name}' AS question, host, '' AS thing, emptyArrayInt64() AS seconds,"
+        f" [[toFloat64(max(cores))]] AS lists FROM pressure WHERE {between('from', 'to')} AND {hosts}"
+        " GROUP BY host"
     )
 
 
-def asked_sql(hosts: str) -> str:
+def asked_sql(name: str, hosts: str) -> str:
     """Each server's answers in ``{asked:Int64} … {from:Int64}``, and the questions that are still open."""
     answers, opened = METRICS["server.answers"], METRICS["server.opened"]
     return (
-        f"SELECT host, {answers.thing} AS thing, emptyArrayInt64() AS seconds,"
+        f"SELECT '{name}' AS question, host, {answers.thing} AS thing, emptyArrayInt64() AS seconds,"
         f" [[toFloat64({answers.amount}), toFloat64({opened.amount})]] AS lists"
         f" FROM {answers.stream} WHERE {between('asked', 'from')} AND {hosts} GROUP BY host, thing"
     )
 
 
-def history_sql(metrics: list[Metric], hosts: str, bucket_s: int) -> str:
+def best_sql(name: str, metric: Metric, hosts: str) -> str:
+    """Per host and thing: the least value of a second in ``{lately:Int64} … {to:Int64}``."""
+    return (
+        f"SELECT '{name}' AS question, host, thing, emptyArrayInt64() AS seconds, [[min(value)]] AS lists"
+        f" FROM (SELECT host, {metric.thing} AS thing,"
+        f" toFloat64({metric.amount}) / {metric.per} AS value FROM {metric.stream}"
+        f" WHERE {between('lately', 'to')} AND {hosts} AND {metric.where}"
+        " GROUP BY host, thing, toUnixTimestamp(ts)) WHERE isFinite(value) GROUP BY host, thing"
+    )
+
+
+def history_sql(name: str, metrics: list[Metric], hosts: str, bucket_s: int) -> str:
     """Per host and thing, over buckets of ``{since:Int64} … {from:Int64}`` (µs): of each metric how many
     buckets, their median, and the median deviation from it. Where a row is a count, a bucket without one was
     nought: ``{hosts:Array(String)}`` had ``{lived:Array(Int64)}``.
@@ -204,7 +210,10 @@ def history_sql(metrics: list[Metric], hosts: str, bucket_s: int) -> str:
         " GROUP BY host, thing, bucket"
     )
     series = f"SELECT host, thing{lists} FROM ({buckets}) GROUP BY host, thing{enough}"
-    return f"SELECT host, thing, emptyArrayInt64() AS seconds, [{answers}] AS lists FROM ({series})"
+    return (
+        f"SELECT '{name}' AS question, host, thing, emptyArrayInt64() AS seconds, [{answers}] AS lists"
+        f" FROM ({series})"
+    )
 
 
 def _padded(values: str, metric: Metric) -> str:
@@ -212,17 +221,6 @@ def _padded(values: str, metric: Metric) -> str:
         return values
     lived = "transform(host, {hosts:Array(String)}, {lived:Array(Int64)}, toInt64(0))"
     return f"arrayResize({values}, greatest(toInt64(length({values})), {lived}))"
-
-
-def best_sql(metric: Metric, hosts: str) -> str:
-    """Per host and thing: the least value of a second in ``{lately:Int64} … {to:Int64}``."""
-    return (
-        "SELECT host, thing, emptyArrayInt64() AS seconds, [[min(value)]] AS lists"
-        f" FROM (SELECT host, {metric.thing} AS thing,"
-        f" toFloat64({metric.amount}) / {metric.per} AS value FROM {metric.stream}"
-        f" WHERE {between('lately', 'to')} AND {hosts} AND {metric.where}"
-        " GROUP BY host, thing, toUnixTimestamp(ts)) WHERE isFinite(value) GROUP BY host, thing"
-    )
 
 
 def between(first: str, last: str) -> str:

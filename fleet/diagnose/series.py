@@ -1,5 +1,6 @@
 """Figures of hosts: a window second by second, and the hour before it as median and spread."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -136,16 +137,16 @@ class Reader:
         """
         self._look_for_tables()
         groups = together(self._metrics)
-        questions = {f"group {at}": window_sql(group, _hosts(host)) for at, group in enumerate(groups)}
+        questions = [window_sql(f"group {at}", group, _hosts(host)) for at, group in enumerate(groups)]
         if "pressure" in self.streams:
-            questions["cores"] = cores_sql(_hosts(host))
+            questions.append(cores_sql("cores", _hosts(host)))
         if "tcp_rtt" in self.streams:
-            questions["best"] = best_sql(METRICS["tcp.rtt"], _hosts(host))
+            questions.append(best_sql("best", METRICS["tcp.rtt"], _hosts(host)))
         if "tcp_response" in self.streams:
-            questions["asked"] = asked_sql(_hosts(host))
+            questions.append(asked_sql("asked", _hosts(host)))
         before = {"asked": first_us - ASKED_S * 1_000_000, "lately": first_us - LATELY_S * 1_000_000}
         answers = self._ask(questions, host=host, **{"from": first_us, "to": last_us}, **before)
-        cores = {name: int(count) for name, _, _, ((count,),) in answers.get("cores", ())}
+        cores = {name: int(count) for name, _, _, ((count,),) in answers["cores"]}
         alive = {name: seen for at, group in enumerate(groups) if _tells_of_life(group)
                  for name, _, seen, _ in answers[f"group {at}"]}  # fmt: skip
         hosts = {
@@ -156,23 +157,19 @@ class Reader:
             _enter(hosts, group, answers[f"group {at}"])
         for name, figures in hosts.items():
             figures.past = self.past.get(name, {})
-        for name, thing, _, ((best,),) in answers.get("best", ()):
+        for name, thing, _, ((best,),) in answers["best"]:
             if name in hosts:
                 hosts[name].best_rtt[thing] = best
-        for name, thing, _, ((answered, waiting),) in answers.get("asked", ()):
+        for name, thing, _, ((answered, waiting),) in answers["asked"]:
             if name in hosts:
                 hosts[name].asked[thing] = (answered, waiting)
         return hosts
 
-    def _ask(self, questions: dict[str, str], **parameters: Any) -> dict[str, list[Row]]:
-        """Rows (host, thing, seconds, lists) of each question, by one statement."""
-        found: dict[str, list[Row]] = {name: [] for name in questions}
+    def _ask(self, questions: list[str], **parameters: Any) -> defaultdict[str, list[Row]]:
+        """Rows (host, thing, seconds, lists) of each question by its name, by one statement."""
+        found: defaultdict[str, list[Row]] = defaultdict(list)
         if questions:
-            query = " UNION ALL ".join(
-                f"SELECT '{name}' AS question, host, thing, seconds, lists FROM ({sql})"
-                for name, sql in questions.items()
-            )
-            for name, *row in self.rows(query, **parameters):
+            for name, *row in self.rows(" UNION ALL ".join(questions), **parameters):
                 found[name].append(tuple(row))
         return found
 
@@ -186,8 +183,8 @@ class Reader:
         # How long each host has been heard of comes first: the others' counts are compared with it.
         for some in ([each for each in groups if _tells_of_life(each)],
                      [each for each in groups if not _tells_of_life(each)]):  # fmt: skip
-            questions = {f"group {at}": history_sql(group, _hosts(host), BUCKET_S)
-                         for at, group in enumerate(some)}  # fmt: skip
+            questions = [history_sql(f"group {at}", group, _hosts(host), BUCKET_S)
+                         for at, group in enumerate(some)]  # fmt: skip
             known = {"hosts": ["", *lived], "lived": [0, *lived.values()]}
             answers = self._ask(questions, host=host, **bounds, **known)
             for at, group in enumerate(some):
@@ -238,14 +235,10 @@ def _enter(hosts: dict[str, HostFigures], group: list[Metric], rows: Iterable[Ro
             continue
         at = np.asarray(seconds, np.int64) - figures.begin
         inside = (at >= 0) & (at < figures.seconds)
-        for metric, amounts, pers in zip(group, lists[::2], lists[1::2], strict=True):
-            if len(amounts):
-                amount = _cells(figures.seconds, at, inside, amounts)
-                per = _cells(figures.seconds, at, inside, pers) if metric.per else None
+        values = np.zeros((len(lists[0]), figures.seconds))
+        values[:, at[inside]] = np.asarray(lists)[inside].T
+        pers = iter(values[len(group) :])
+        for metric, amount in zip(group, values, strict=False):
+            per = next(pers) if metric.per else None
+            if amount.any():  # most are nought all the time
                 figures.series.setdefault(metric.name, {})[thing] = Series(amount, per)
-
-
-def _cells(length: int, at: NDArray[np.int64], inside: NDArray[np.bool_], values: list[float]) -> Floats:
-    made = np.zeros(length)
-    made[at[inside]] = np.asarray(values)[inside]
-    return made
