@@ -141,11 +141,15 @@ def rows(store: StoreProcess) -> Iterator["Filled"]:
 
 
 def pytest_sessionfinish() -> None:
-    """Pins of interfaces that went with their namespaces, and folders of pins that are empty by now."""
+    """Pins of interfaces that went with their namespaces, and folders of pins that have been empty for long.
+
+    Not fresh ones: those another session is about to fill.
+    """
     xdp_chain.sweep()
     root = Path("/sys/fs/bpf/bpfleet")
     for each in sorted((path for path in root.rglob("*") if path.is_dir()), reverse=True):
         with contextlib.suppress(OSError):
-            each.rmdir()
+            if time.time() - each.stat().st_mtime > 300:
+                each.rmdir()
     with contextlib.suppress(OSError):
         root.rmdir()

@@ -67,6 +67,10 @@ class Host:
         self.filters.batches()
         return [row for stream, row in self.rows if stream == "filter_event" and row["rule"] == name]
 
+    def established(self) -> int:
+        with self.filters._lock:  # its thread takes samples meanwhile
+            return len(self.filters._guard._established(60))
+
     def goes_on(self) -> bool:
         before = self.downloads
         wait_for(lambda: self.downloads > before + 2, 20, "downloads")
@@ -95,7 +99,7 @@ def test_connections_are_guarded(host: Host) -> None:
     watch = document("watch:all", watch={"samples": 5000})
     assert host.apply(watch) == {"watch:all": ("applied", "")}
     wait_for(lambda: host.filters._host and host.filters._host.followed, 30, "connections followed")
-    wait_for(lambda: len(host.filters._guard._established(60)) > 100, 20, "samples of connections")
+    wait_for(lambda: host.established() > 100, 20, "samples of connections")
 
     wide = rule("wide", "tcp")
     state, reason = host.apply(watch, wide)["wide"]

@@ -73,6 +73,8 @@ class Filter:
         self.mode = mode
         self.pins = pins
         self.skeleton = skeleton(directory / CACHE)
+        if pins:  # compiling takes a while: the folder, empty until now, may have been tidied away
+            pins.mkdir(exist_ok=True)
         self.state = State.read(directory / "state.json") if pins else State()
         if pins and self.state.made_by != self.skeleton.fingerprint:
             self._begin_anew(pins)

@@ -3,13 +3,10 @@
 from pathlib import Path
 
 DIRECTORY = "filter"  # under state_dir
+FIRST_ALONE = Path("/proc/sys/net/core/netdev_max_backlog")  # only the host's own network namespace has it
 
 
 def instance() -> str:
     """The name of this network namespace's filter among the pins: hosts of one kernel have one each."""
     own = Path("/proc/thread-self/ns/net").stat().st_ino
-    try:
-        first = Path("/proc/1/ns/net").stat().st_ino
-    except OSError:
-        first = own
-    return DIRECTORY if own == first else f"{DIRECTORY}_{own}"
+    return DIRECTORY if FIRST_ALONE.exists() else f"{DIRECTORY}_{own}"
