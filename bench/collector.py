@@ -36,7 +36,7 @@ from sinks.kafka_server import KafkaServer
 
 EVENTS = 5_000
 RATE, SECONDS = 200_000, 8.0
-QUIET_S = 20.0
+START_S, WARM_S, QUIET_S = 5.0, 20.0, 20.0
 
 
 def run() -> list[Row]:
@@ -173,16 +173,22 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def quiet(place: Path, servers: str) -> list[Row]:
-    """All probes, a host with little to do."""
-    with collector(place, servers, ["from fleet.cli import main; main()"]) as process:
-        time.sleep(5)
+    """All probes, a host with little to do: while all that runs there is new, then steadily."""
+
+    def share(seconds: float) -> float:
         before = _cpu(process)
-        time.sleep(QUIET_S)
-        share = (_cpu(process) - before) / QUIET_S
+        time.sleep(seconds)
+        return (_cpu(process) - before) / seconds
+
+    with collector(place, servers, ["from fleet.cli import main; main()"]) as process:
+        time.sleep(START_S)
+        early, steady = share(WARM_S - START_S), share(QUIET_S)
         rss = process.memory_info().rss / 1e6
+    name = "CPU of one core, all probes, quiet host"
     return [
         Row("resident memory, all probes", f"{rss:.0f} MB", "", "", "≤ 100 MB (aim 60)", rss <= 100),
-        Row("CPU of one core, all probes, quiet host", f"{share:.2%}", "", "", "< 1 %", share < 0.01),
+        Row(f"{name}, from second {WARM_S:.0f} on", f"{steady:.2%}", "", "", "< 1 %", steady < 0.01),
+        Row(f"{name}, seconds {START_S:.0f} to {WARM_S:.0f}", f"{early:.2%}", "", "", "", None),
     ]
 
 

@@ -82,8 +82,9 @@ class Agent:
         self._endpoint: metrics.Endpoint | None = None
         self._batch_s = config.collector.batch_ms / 1000
         self._cut = Every(self._batch_s)
-        self._few = Every(FEW_CUTS * self._batch_s)
         self._read = Every(config.collector.aggregate_ms / 1000)
+        looks = round(self._read.seconds / (FEW_CUTS * self._batch_s))  # at the same moments as aggregates
+        self._few = Every(self._read.seconds / looks if looks else FEW_CUTS * self._batch_s)
         self._tell = Every(HEALTH_S)
         self._beat = Every(HEARTBEAT_S)
         self._timers = (self._cut, self._few, self._read, self._tell, self._beat)
@@ -196,9 +197,10 @@ class Agent:
             self._cut.pace(self._batch_s if self.reading.has_many else self._few.seconds, now)
         if cut:
             self.reading.cut(few=few)
-        if self._read.due(now):
+        read = self._read.due(now)
+        if read:
             self.reading.aggregates()
-        self._hear([each for each in self.companions if each.fd in woken])
+        self._hear([each for each in self.companions if read or each.fd in woken])
         if cut:
             self._ship_cgroups()
             self.resolve()

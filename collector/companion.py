@@ -41,15 +41,19 @@ class Companion:
         """Have rows shipped, together. From any thread."""
         self.put_mixed((stream, row) for row in rows)
 
-    def put_mixed(self, rows: Iterable[tuple[str, Row]]) -> None:
-        """Have rows shipped, each with its stream. From any thread."""
+    def put_mixed(self, rows: Iterable[tuple[str, Row]], *, at_once: bool = True) -> None:
+        """Have rows shipped, each with its stream; not ``at_once``: when aggregates are. From any thread."""
         self._rows.extend(rows)
-        os.eventfd_write(self.fd, 1)
+        if at_once:
+            self.wake()
 
-    def put_columns(self, stream: str, columns: Mapping[str, Column], sample_rate: int = 1) -> None:
+    def put_columns(
+        self, stream: str, columns: Mapping[str, Column], sample_rate: int = 1, *, at_once: bool = True
+    ) -> None:
         """Have equally long columns shipped as they are: for what comes by the thousand. From any thread."""
         self._batches.append((stream, columns, sample_rate))
-        os.eventfd_write(self.fd, 1)
+        if at_once:
+            self.wake()
 
     def wake(self) -> None:
         """Have the agent ask what there is to ship. From any thread."""

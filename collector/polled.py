@@ -16,6 +16,7 @@ log = logging.getLogger("bpfleet.collector")
 SECOND = 1.0
 SHARE = 0.003  # of one CPU, that a reader takes at most
 SLOWEST_S = 5.0  # but it is called at least so often
+EARLY = 0.05  # of its seconds before aggregates are read: all that is as frequent is shipped together
 
 
 class Reader:
@@ -29,7 +30,7 @@ class Reader:
         rates: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.stream, self._read, self._seconds, self._rates = stream, read, seconds, tuple(rates)
-        self.due = time.monotonic() // seconds * seconds  # with all that is as frequent
+        self.due = (round(time.monotonic() / seconds) - EARLY) * seconds
         self._at_us = 0
         self._failed = False
 
@@ -84,4 +85,4 @@ class Polled(Companion):
             now = time.monotonic()
             made = [(each.stream, row) for each in self._readers if now >= each.due for row in each.rows()]
             if made:
-                self.put_mixed(made)
+                self.put_mixed(made, at_once=False)

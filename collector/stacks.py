@@ -342,7 +342,6 @@ class Stacks(Companion):
             self._contents.append(content("user", LOST))
         self._tell()
         self.names.symbols.rest()
-        self.wake()
         self._follow_budget(interval / 1e6)
 
     def _follow_budget(self, seconds: float) -> None:
@@ -358,7 +357,7 @@ class Stacks(Companion):
     def _tell(self) -> None:
         contents, self._contents = self._contents, []
         if contents:
-            self.put_columns("stack", told_columns(contents))
+            self.put_columns("stack", told_columns(contents), at_once=False)
 
 
 def told_columns(contents: list[Told]) -> dict[str, Column]:

@@ -151,7 +151,8 @@ _SMALL = [_any_long(value) for value in range(256)]  # most are lengths of small
 
 
 def _bytes(value: bytes) -> bytes:
-    return _long(len(value)) + value
+    size = len(value)
+    return (_SMALL[size] if size < len(_SMALL) else _any_long(size)) + value
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ import pytest
 from profiled import compile_all
 
 from collector.stacks import LEAST_RATE, NAMING_SHARE, RECORD, Names, Stacks
-from collector.symbols import Symbols, elf, opening, perf_map
+from collector.symbols import Symbols, elf, opening, perf_map, space
 from collector.symbols.demangle import Demangler
 from collector.symbols.modules import PerfMaps
 from collector.symbols.vdso import vdso
@@ -191,6 +191,21 @@ def test_a_jit_that_tells_its_names_later_is_named_then() -> None:
     finally:
         file.unlink(missing_ok=True)
         names.symbols.close()
+
+
+def test_mappings_that_are_read_again_keep_what_was_named_if_they_still_stand() -> None:
+    lines = ["7000-8000 r-xp 0 08:01 5 /lib/a", "9000-a000 r-xp 1000 08:01 6 /lib/b"]
+
+    def read(*some: str, started: str = "1") -> space.Space:
+        return space.parse("\n".join(some).encode(), (started, "/bin/x"))
+
+    first = read(*lines)
+    first.named[0x7010] = "frame"
+    more = "b000-c000 r-xp 0 08:01 7 /lib/c"
+    assert read(*lines, more).following(first).named is first.named, "a library was loaded"
+    assert not read(lines[0]).following(first).named, "one was unloaded"
+    assert not read(lines[0], lines[1].replace("/lib/b", "/lib/d")).following(first).named
+    assert not read(*lines, started="2").following(first).named, "another process"
 
 
 def test_stacks_that_differ_by_instruction_alone_have_one_name_and_are_told_once() -> None:

@@ -113,9 +113,11 @@ class Symbols:
         return known
 
     def _read(self, pid: int) -> Space | None:
-        fresh = space.read(pid)
+        fresh, before = space.read(pid), self._spaces.get(pid)
         if fresh is None:
-            return self._spaces.get(pid)
+            return before
+        if before is not None:
+            fresh = fresh.following(before)
         self._spaces[pid] = fresh
         program = next((each for each in fresh.files if each.is_file), None)
         if program:
@@ -264,18 +266,21 @@ class Symbols:
         while len(self._readable) > NAMES:
             self._readable.popitem(last=False)
 
-        def readable(frame: Frame) -> Frame:
-            name = read.get(frame.function)
-            return frame if name is None else frame._replace(function=name)
-
         for table, key in self._unread:
-            if key in table:
-                table[key] = readable(table[key])
+            frame = table.get(key)
+            if frame is not None:
+                table[key] = frame._replace(function=read.get(frame.function, frame.function))
         self._unread = []
-        return [[readable(frame) for frame in stack] for stack in stacks]
+        return [
+            [
+                frame if (name := read.get(frame.function)) is None else frame._replace(function=name)
+                for frame in stack
+            ]
+            for stack in stacks
+        ]
 
 
 def _callers(addresses: NDArray[np.uint64]) -> list[int]:
     """Return addresses lie behind the call, perhaps in the next function: look at the byte before."""
     found: list[int] = addresses.tolist()
-    return [*found[:1], *(each - 1 if each else 0 for each in found[1:])]
+    return [*found[:1], *[each - 1 if each else 0 for each in found[1:]]]

@@ -3,7 +3,7 @@
 import os
 import time
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,14 @@ class Space:
     def _starts(self) -> memoryview:
         """As Python's own numbers: one at a time, they are found many times faster than by numpy."""
         return np.ascontiguousarray(self.starts).data
+
+    def following(self, before: "Space") -> "Space":
+        """With the frames that were named before, if all that was mapped then still is, where it was."""
+        there = set(zip(self.starts.tolist(), self.offsets.tolist(), self.files, strict=True))
+        known = zip(before.starts.tolist(), before.offsets.tolist(), before.files, strict=True)
+        if self.identity != before.identity or not there.issuperset(known):
+            return self
+        return replace(self, named=before.named)
 
     def place(self, address: int) -> int:
         """The mapping an address lies in, -1 where there is none."""
