@@ -63,6 +63,24 @@ def test_only_what_changed_and_by_how_much(table):
     assert rows(reader.read()) == {5: (14, 14), 5000: (1, 1)}
 
 
+def test_a_map_is_read_once_more_after_it_was_used_and_then_no_longer(table):
+    """A program moves the number first and counts then: it may be read in between."""
+    reader = Aggregate(table, STREAM)
+    assert rows(reader.read(used=0)) == {}
+    assert rows(reader.read(used=1)) == {}, "the number has moved, nothing is counted yet"
+    put(table, 1, 10)
+    assert rows(reader.read(used=1)) == {1: (10, 10)}
+    put(table, 1, 11)
+    assert rows(reader.read(used=1)) == {}, "it stood still"
+    assert rows(reader.read(used=2)) == {1: (1, 1)}
+    assert rows(reader.read()) == {}
+    for _ in range(3):
+        reader.read(used=2)
+    put(table, 1, 15)
+    assert reader.reclaim(idle_reads=4) == 1, "reads that were spared count as well"
+    assert rows(reader.read(used=2)) == {1: (4, 4)}, "what it gained before it went"
+
+
 def test_reclaimed_keys_lose_nothing(table):
     reader = Aggregate(table, STREAM)
     put(table, 1, 10)

@@ -41,6 +41,7 @@ def test_a_row_holds_what_the_interval_added() -> None:
     assert second["stream"]["shipped"] == 12 and second["stream"]["batches"] == 0
     assert second["stream"]["interval_us"] == 2_000_000
     assert health.totals["stream", "s"]["shipped"] == 42
+    assert {row["kind"] for row in health.rows(4_000_000)} == {"process"}, "nothing happened in the stream"
 
 
 def test_every_kind_of_row_fits_its_declaration() -> None:
