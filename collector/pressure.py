@@ -10,6 +10,7 @@ from collector.pressure_cgroup import gained
 from collector.pressure_controllers import Numbers, psi, read, table
 
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
+VIRTUAL = ("pgmajfault", "workingset_refault_", "pgscan_direct", "oom_kill")  # of /proc/vmstat's lines
 GAUGES = {"cores", "running", "blocked", "memory_available_bytes"}  # as they are; all else is what was gained
 
 
@@ -33,12 +34,13 @@ def host_numbers(proc: str = "/proc") -> Numbers:
         for kind, value in psi(read(f"{proc}/pressure/{name}")).items()
         if kind in kinds
     }
-    virtual = table(read(f"{proc}/vmstat"))
+    available = table(_lines(read(f"{proc}/meminfo"), ("MemAvailable:",)))
+    virtual = table(_lines(read(f"{proc}/vmstat"), VIRTUAL))
     return {
         **pressure,
         **_cpus(read(f"{proc}/stat")),
         **_tcp(read(f"{proc}/net/snmp")),
-        "memory_available_bytes": table(read(f"{proc}/meminfo")).get("MemAvailable:", 0) * 1024,
+        "memory_available_bytes": available.get("MemAvailable:", 0) * 1024,
         "major_faults": virtual.get("pgmajfault", 0),
         "refaults": sum(virtual.get(f"workingset_refault_{kind}", 0) for kind in ("anon", "file")),
         "direct_scans": virtual.get("pgscan_direct", 0),
@@ -46,9 +48,15 @@ def host_numbers(proc: str = "/proc") -> Numbers:
     }
 
 
+def _lines(text: str, names: tuple[str, ...]) -> str:
+    """Those of many lines that begin with one of the names."""
+    return "\n".join(line for line in text.splitlines() if line.startswith(names))
+
+
 def _cpus(text: str) -> Numbers:
     """/proc/stat: the times of all CPUs together in µs, how many there are, tasks at this moment."""
-    lines = [line.split() for line in text.splitlines()]
+    # Not the lines of interrupts, which are as long as all others together.
+    lines = [line.split() for line in text.splitlines() if line.startswith(("cpu", "procs_"))]
     user, nice, system, idle, iowait, irq, softirq, steal = (int(each) * TICK_US for each in lines[0][1:9])
     single = {line[0]: int(line[1]) for line in lines if line[0] in ("procs_running", "procs_blocked")}
     return {
