@@ -6,6 +6,7 @@ program or the new one, never none. Standard library only.
 """
 
 import errno
+import fcntl
 import os
 import socket
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from collector.bpf_sys import BpfError
 from schemas.errors import BpfleetError
 
 PINS = Path("/sys/fs/bpf/bpfleet")
+OWNERS = "owners"  # a folder each for pins that a collector has claimed
 
 
 def pin_directory(name: str, root: Path = PINS) -> Path:
@@ -39,6 +41,40 @@ def _is_bpffs(place: Path) -> bool:
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     wanted = f"{os.major(device)}:{os.minor(device)}"
     return any(line.split()[2] == wanted and " - bpf " in line for line in mounts)
+
+
+class Claim:
+    """Pins belong to one collector: two that change the same maps by their own documents undo each other's.
+
+    Made without a look; :meth:`holds` takes the pins if nobody has them, for as long as this process lives.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.refusal = (
+            f"another collector has the pins {PINS / name}; stop it, or give this one others "
+            "(collector.lb_pins, collector.filter_pins)"
+        )
+        self._name = name
+        self._fd = -1
+
+    def holds(self) -> bool:
+        """Whether the pins are ours. Raises :class:`BpfleetError` where there is no bpffs."""
+        if self._fd >= 0:
+            return True
+        fd = os.open(pin_directory(f"{OWNERS}/{self._name}"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def close(self) -> None:
+        """Let others have them."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def interface_index(name: str) -> int:

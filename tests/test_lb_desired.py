@@ -1,14 +1,17 @@
 """Documents of kind lb: what is not even published, how several become one, numbers that come back."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 from balancing import LIMITS, vip
 
-from collector.balancer.desired import for_host, merge
+from collector import xdp
+from collector.balancer.desired import Balancers, for_host, merge
 from collector.balancer.journal import LIMIT, Journal
 from collector.balancer.ledger import Numbers
+from schemas.config import Config
 from schemas.desired import Document, Kind, Refused, Scope
 from schemas.errors import UsageError
 from schemas.lb import LB, parse
@@ -97,3 +100,22 @@ def test_the_journal_repeats_rather_than_loses_and_is_bounded(tmp_path: Path) ->
         writer.add({"event": "ring", "reason": "x" * (1 << 20), "number": at})
     assert (tmp_path / "events").stat().st_size <= LIMIT
     assert reader.read()[-1]["number"] == 4
+
+
+def test_pins_are_one_collectors() -> None:
+    """By the same default name, in another network namespace or with another state directory."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    first, second = xdp.Claim(name), xdp.Claim(name)
+    try:
+        assert first.holds() and first.holds() and not second.holds()
+        config = Config()
+        config.collector.lb_pins = name
+        said = Balancers(config, second).apply([document({"vips": {"web": WEB}})])["main"]
+        assert said.state == "refused" and f"another collector has the pins {xdp.PINS / name}" in said.reason
+        assert not (xdp.PINS / name).exists()
+        first.close()
+        assert second.holds()
+    finally:
+        first.close()
+        second.close()
+        (xdp.PINS / xdp.OWNERS / name).rmdir()

@@ -60,8 +60,8 @@ class Balancers:
 
     kind = lb.LB
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, claim: xdp.Claim) -> None:
+        self._config, self._claim = config, claim
         self._place = xdp.PINS / config.collector.lb_pins
         self._told: set[tuple[str, str]] = set()  # (document, reason) of refusals in the journal
 
@@ -70,6 +70,8 @@ class Balancers:
         if not documents:
             self._end()
             return {}
+        if not self._claim.holds():
+            return {each.id: Outcome("refused", self._claim.refusal) for each in documents}
         outcomes: dict[str, Outcome] = {}
         with self._open(documents) as state:
             former = state.ledger.documents
@@ -88,7 +90,7 @@ class Balancers:
 
     def _end(self) -> None:
         """No document: take down what documents made."""
-        if not (self._place / "lb_rings").exists():
+        if not (self._place / "lb_rings").exists() or not self._claim.holds():
             return
         with State.open(self._config, self._place) as state:
             if state.ledger.documents:
@@ -159,7 +161,8 @@ def handler(agent: "Agent") -> Balancers:
                 each.again(lb.LB.name)
 
     way = Way(partial(agent.next_number, "lb_stats"), partial(agent.fate, "lb_stats"), numbered, again)
-    reporter = Reporter(agent.config, way)
+    claim = xdp.Claim(agent.config.collector.lb_pins)
+    reporter = Reporter(agent.config, way, claim)
     agent.companions += [reporter, Checker(agent.config)]
     agent.costs["balancer"] = reporter.run_times
-    return Balancers(agent.config)
+    return Balancers(agent.config, claim)

@@ -50,11 +50,11 @@ class Way:
 class Reporter(Companion):
     """See the module."""
 
-    def __init__(self, config: Config, way: Way) -> None:
+    def __init__(self, config: Config, way: Way, claim: xdp.Claim) -> None:
         super().__init__()
         self.place = xdp.PINS / config.collector.lb_pins
         self._file = ledger_file(config, self.place)
-        self._way = way
+        self._way, self._claim = way, claim
         self._first = 0  # the first number of this process
         self._journal = Journal(journal_file(self._file))
         self._stats = Stats(self._file.with_suffix(".shipped"))
@@ -142,6 +142,8 @@ class Reporter(Companion):
             self._close()
         if self._plane is None:
             self._plane = Dataplane.pinned(self.place)
+            if self._plane is not None and not self._claim.holds():  # whose it is reports of it
+                self._close()
             if self._plane is not None:
                 self._flows = Ring(self._plane.maps["lb_flow"], dtype.event(FLOW))
         stamp = self._file.stat().st_mtime_ns if self._file.exists() else 0

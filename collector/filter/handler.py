@@ -64,6 +64,7 @@ class Filters(Companion):
         self._directory = Path(config.state_dir) / place.DIRECTORY
         self._labels, self._again = config.collector.labels, again
         self._pins = xdp.pin_directory(config.collector.filter_pins or place.instance())
+        self._claim = xdp.Claim(self._pins.name)
         self._balancer = xdp.PINS / config.collector.lb_pins
         self._host: Filter | None = None
         self._seeing: Seeing | None = None
@@ -84,6 +85,8 @@ class Filters(Companion):
     def apply(self, documents: list[Document]) -> dict[str, Outcome]:
         """See :class:`collector.desired_worker.Handler`."""
         begin = time.monotonic()
+        if documents and not self._claim.holds():
+            return {each.id: Outcome("refused", self._claim.refusal) for each in documents}
         gathered = wanted.gather(documents)
         with self._lock:
             state = self._host.state if self._host else State.read(self._directory / "state.json")
@@ -225,6 +228,7 @@ class Filters(Companion):
                 self._look(self._host)
                 self._count()
             self._close()
+        self._claim.close()
 
     def _run(self) -> None:
         due = {self._count_and_guard: COUNT_S, self._tops: TOP_S, self._check_places: PLACES_S}
