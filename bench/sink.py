@@ -31,10 +31,8 @@ from sinks.kafka_server import KafkaServer
 from sinks.metrics import Metrics
 from sinks.sink import Sink
 
-MESSAGES, PER_MESSAGE = (
-    800,
-    5_000,
-)  # so that joining the group, which takes a tenth of a second, counts for little
+# Enough that starting a sink, a tenth of a second of CPU, counts for little.
+MESSAGES, PER_MESSAGE = 800, 5_000
 EVENTS = MESSAGES * PER_MESSAGE
 AVRO_EVENTS = 200_000  # of the container file: a row in it costs several times as much
 ROUNDS = 4
