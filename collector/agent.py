@@ -197,10 +197,9 @@ class Agent:
             self._cut.pace(self._batch_s if self.reading.has_many else self._few.seconds, now)
         if cut:
             self.reading.cut(few=few)
-        read = self._read.due(now)
-        if read:
+        if self._read.due(now):
             self.reading.aggregates()
-        self._hear([each for each in self.companions if read or each.fd in woken])
+        self._hear([each for each in self.companions if few or each.fd in woken])
         if cut:
             self._ship_cgroups()
             self.resolve()

@@ -41,11 +41,10 @@ class Companion:
         """Have rows shipped, together. From any thread."""
         self.put_mixed((stream, row) for row in rows)
 
-    def put_mixed(self, rows: Iterable[tuple[str, Row]], *, at_once: bool = True) -> None:
-        """Have rows shipped, each with its stream; not ``at_once``: when aggregates are. From any thread."""
+    def put_mixed(self, rows: Iterable[tuple[str, Row]]) -> None:
+        """Have rows shipped, each with its stream. From any thread."""
         self._rows.extend(rows)
-        if at_once:
-            self.wake()
+        self.wake()
 
     def put_columns(
         self, stream: str, columns: Mapping[str, Column], sample_rate: int = 1, *, at_once: bool = True

@@ -16,7 +16,7 @@ log = logging.getLogger("bpfleet.collector")
 SECOND = 1.0
 SHARE = 0.003  # of one CPU, that a reader takes at most
 SLOWEST_S = 5.0  # but it is called at least so often
-EARLY = 0.05  # of its seconds before aggregates are read: all that is as frequent is shipped together
+EARLY = 0.05  # of its seconds before aggregates are read: all that is as frequent goes out at the same moment
 
 
 class Reader:
@@ -85,4 +85,4 @@ class Polled(Companion):
             now = time.monotonic()
             made = [(each.stream, row) for each in self._readers if now >= each.due for row in each.rows()]
             if made:
-                self.put_mixed(made, at_once=False)
+                self.put_mixed(made)
