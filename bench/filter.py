@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -233,6 +234,8 @@ def run() -> list[Row]:
             host.close()
         unload = ("nsenter", f"--net=/run/netns/{SPACE}", "xdp-filter", "unload", "-a")
         subprocess.run(unload, check=False, capture_output=True)
+        with suppress(OSError):  # not empty: somebody else's
+            Path("/sys/fs/bpf/xdp").rmdir()
         shell("ip", "netns", "del", SPACE)
 
 

@@ -16,7 +16,6 @@ log = logging.getLogger("bpfleet.collector")
 SECOND = 1.0
 SHARE = 0.003  # of one CPU, that a reader takes at most
 SLOWEST_S = 5.0  # but it is called at least so often
-EARLY = 0.05  # of its seconds before aggregates are read: all that is as frequent goes out at the same moment
 
 
 class Reader:
@@ -30,7 +29,7 @@ class Reader:
         rates: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.stream, self._read, self._seconds, self._rates = stream, read, seconds, tuple(rates)
-        self.due = (round(time.monotonic() / seconds) - EARLY) * seconds
+        self.due = time.monotonic() // seconds * seconds  # with all that is as frequent
         self._at_us = 0
         self._failed = False
 

@@ -133,7 +133,8 @@ def running(folder: Path, *, apply: bool = True) -> Iterator[Balanced]:
             for place in [*places, made.instance]:
                 for pin in sorted((xdp.PINS / place).glob("*")):
                     pin.unlink()
-                if (xdp.PINS / place).exists():
-                    (xdp.PINS / place).rmdir()
+                for folder_of_pins in (xdp.PINS / place, xdp.PINS / xdp.OWNERS / place):
+                    if folder_of_pins.exists():
+                        folder_of_pins.rmdir()
             for who in ("balancer", "real1", "real2", "real3"):
                 net.python(who, CLEAR)
