@@ -232,6 +232,20 @@ def test_a_neighbour_on_the_same_cpu_is_one_though_another_cpu_is_idle() -> None
     assert not judge(host(given)), "it waits for itself"
 
 
+def test_who_ran_last_is_not_to_blame_beside_who_runs_most() -> None:
+    given: Given = {
+        ("runq.wait", "/victim"): 70, ("kept.waiting", "/victim\n/often"): 45,
+        ("kept.waiting", "/victim\n/loud"): 25, ("pressure.cpu_busy", ""): (100, 1),
+        ("pressure.cpu_some", ""): 100, ("pressure.cpu_used", ""): 2,
+        ("cgroup.cpu", "/victim"): 0.17, ("cgroup.cpu", "/often"): 0.4, ("cgroup.cpu", "/loud"): 1.4,
+    }  # fmt: skip
+    (found,) = judge(host(given))
+    assert (found.verdict, found.culprit, found.victim) == ("noisy_neighbour", "/loud", "/victim")
+    given["cgroup.cpu", "/often"] = 0.3  # less than twice its victim's
+    (found,) = judge(host(given))
+    assert (found.verdict, found.culprit) == ("noisy_neighbour", "/loud")
+
+
 def test_datagrams_that_the_host_itself_throws_away() -> None:
     (found,) = judge(host({("udp.dropped", "192.0.2.7"): 100, ("drops", "QDISC_DROP"): 100}))
     assert found.verdict == "network" and "QDISC_DROP" in found.summary

@@ -1,5 +1,6 @@
 """Ways to reals: behind a router, by another interface, many at once; reals that cannot be reached."""
 
+import ast
 import json
 import subprocess
 import time
@@ -42,6 +43,24 @@ def test_a_real_behind_a_router(balanced: Balanced) -> None:
     ip("-n", name, "route", "add", f"{ROUTED}/32", "via", "10.9.0.12")
     balanced.apply(web(ROUTED))
     assert owners(balanced) == {"real2"}
+
+
+def test_a_route_by_another_router_is_another_way(balanced: Balanced) -> None:
+    """Though the former router is still there, and known."""
+    name = balanced.net.name("balancer")
+    asks = f"from collector.balancer.next_hop import in_force; print(in_force(['{ROUTED}', '10.9.0.77']))"
+
+    def said() -> dict[str, tuple[int, bytes]]:
+        found: dict[str, tuple[int, bytes]] = ast.literal_eval(balanced.net.python("balancer", asks))
+        return found
+
+    for router, other in (("10.9.0.12", "02:00:00:00:00:12"), ("10.9.0.13", "02:00:00:00:00:13")):
+        ip("-n", name, "neigh", "replace", router, "lladdr", other, "dev", "eth0", "nud", "permanent")
+        ip("-n", name, "route", "replace", f"{ROUTED}/32", "via", router)
+        assert {each: mac.hex(":") for each, (_, mac) in said().items()} == {ROUTED: other}
+    for router in ("10.9.0.12", "10.9.0.13"):
+        ip("-n", name, "neigh", "del", router, "dev", "eth0")
+    ip("-n", name, "route", "replace", f"{ROUTED}/32", "via", "10.9.0.12")
 
 
 def test_a_real_by_another_interface(balanced: Balanced) -> None:

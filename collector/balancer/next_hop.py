@@ -97,30 +97,28 @@ def _routes(addresses: list[str]) -> dict[str, tuple[str, str]]:
     return {given[address]: way for address, way in found.items() if address in given}
 
 
-def known() -> set[tuple[int, bytes]]:
-    """(interface's number, link-layer address) of everyone the kernel knows.
+def in_force(addresses: list[str]) -> dict[str, tuple[int, bytes]]:
+    """address → (interface's number, link-layer address) of its hop, as routes and neighbours are now.
 
-    Not what it only remembers of a link-local address: it says nothing of who answers there by now.
+    Nothing is asked of the network: who is not known has no entry.
     """
     numbers = {name: number for number, name in socket.if_nameindex()}
+    known = _neighbours()
     return {
-        (numbers[each["dev"]], mac_bytes(each["lladdr"]))
-        for each in _told()
-        if each["dev"] in numbers
-        and not (each["dst"].startswith("fe80:") and "STALE" in each.get("state", []))
+        address: (numbers[way[1]], mac_bytes(known[way]))
+        for address, way in _routes(addresses).items()
+        if way in known and way[1] in numbers
     }
 
 
 def _neighbours() -> dict[tuple[str, str], str]:
     """(address, interface) → link-layer address, of everyone the kernel knows."""
-    return {(each["dst"], each["dev"]): each["lladdr"] for each in _told()}
-
-
-def _told() -> list[dict[str, Any]]:
-    found = json.loads(_run(["ip", "-j", "neigh", "show"]) or "[]")
-    return [
-        each for each in found if "lladdr" in each and "dev" in each and "FAILED" not in each.get("state", [])
-    ]
+    told: list[dict[str, Any]] = json.loads(_run(["ip", "-j", "neigh", "show"]) or "[]")
+    return {
+        (each["dst"], each["dev"]): each["lladdr"]
+        for each in told
+        if "lladdr" in each and "dev" in each and "FAILED" not in each.get("state", [])
+    }
 
 
 def _wake(address: str) -> None:

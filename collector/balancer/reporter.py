@@ -238,19 +238,25 @@ class Reporter(Companion):
             self._stats.write()
 
     def _is_astray(self, plane: Dataplane) -> bool:
-        """An interface was made anew, or a next hop has another link-layer address by now."""
+        """An interface was made anew, or the way to a real is another by now."""
         applied = lb.parse(self._ledger.applied)
         if not set(applied.interfaces) <= set(xdp_chain.interfaces(plane.place.name, alive=True)):
             return True
         if applied.next_hop:
             return False
-        backends, known = plane.read_backends(), next_hop.known()
-        for name, vip in applied.vips.items():
-            for real in vip.reals:
-                one = backends[self._ledger.backend(name, real.address)]
-                if not real.mac and (int(one["ifindex"]), one["macs"].tobytes()[:6]) not in known:
-                    return True
-        return False
+        asked = {
+            self._ledger.backend(name, real.address): real.address
+            for name, vip in applied.vips.items()
+            for real in vip.reals
+            if not real.mac
+        }
+        if not asked:
+            return False
+        backends, hops = plane.read_backends(), next_hop.in_force(sorted(set(asked.values())))
+        return any(
+            hops.get(address) != (int(backends[number]["ifindex"]), backends[number]["macs"].tobytes()[:6])
+            for number, address in asked.items()
+        )
 
 
 class RunTimes:

@@ -40,18 +40,20 @@ def _noisy_neighbour(view: View, found: list[Finding]) -> list[Finding]:
         busy = view.beside(worst, "pressure.cpu_busy")
         has = view.value(worst, "cgroup.cpu", victim)
         slowed = 100 * worst.value / max(worst.value + 100 * has, 1e-9)
-        neighbour, kept = _kept_by(view, worst)
-        if kept >= limits.KEPT:
-            taken = _taken(view, worst, neighbour)
-        else:
-            neighbour, taken = _neighbour(view, worst, victim)
+        neighbour, taken = _neighbour(view, worst, victim)
+        behind_whom, kept = _kept_by(view, worst)
+        of_that = _taken(view, worst, behind_whom)
+        # A wait is put down to who had the CPU last: among many that is often somebody who had it briefly.
+        by_it = kept >= limits.KEPT and of_that >= taken / limits.NEIGHBOUR_TIMES
+        if by_it:
+            neighbour, taken = behind_whom, of_that
         share = 100 * taken / view.host.cores
-        to_blame = kept >= limits.KEPT or (busy.value >= limits.NOISY_BUSY and share >= limits.NEIGHBOUR)
+        to_blame = by_it or (busy.value >= limits.NOISY_BUSY and share >= limits.NEIGHBOUR)
         if not to_blame or slowed < limits.SLOWED or taken < limits.NEIGHBOUR_TIMES * has:
             continue
         delay = Figure("cgroup.slowed", "%", slowed, limits.SLOWED, thing=victim)
         other = Figure("cgroup.cpu_share", "%", share, limits.NEIGHBOUR, thing=neighbour)
-        behind = Figure("runq.kept_by", "%", kept, limits.KEPT, thing=neighbour)
+        behind = Figure("runq.kept_by", "%", kept, limits.KEPT, thing=behind_whom)
         summary = (
             f"{victim} waits {slowed:.0f} % of its time for a CPU and has {has:.2f} CPUs, while {neighbour}"
             f" has {taken:.2f} of {view.host.cores}"
