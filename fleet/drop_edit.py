@@ -21,7 +21,7 @@ from schemas.filter_expression import compile_expression
 from schemas.filter_file import Document as File
 from schemas.filter_file import Rule
 
-PART = 16_000  # prefixes of a part, on average
+PART = 4_000  # prefixes of a part, on average
 Edit = Callable[[RuleSpec], RuleSpec]
 
 

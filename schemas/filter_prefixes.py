@@ -1,6 +1,10 @@
-"""Prefixes from text, by the million, and whether addresses lie in them."""
+"""Prefixes from text, by the million, what they cover, and whether addresses lie in them.
+
+IPv4 addresses are numbers (int64), IPv6 addresses 16 bytes (S16), which compare as numbers do.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from ipaddress import ip_network
 from socket import AF_INET6, inet_pton
 from typing import Any
@@ -10,26 +14,84 @@ from numpy.typing import NDArray
 
 from schemas.errors import UsageError
 
-Spans = NDArray[np.int64]  # rows (start, end) of IPv4, end exclusive
-Prefix6 = tuple[int, int]  # address, length
+Addresses = NDArray[Any]
+TOP = 1 << 32
+LENGTHS = {str(length): length for length in range(129)}
+# Of a prefix's two halves what belongs to its hosts, by its length.
+HOSTS = np.array([divmod((1 << 128 - length) - 1, 1 << 64) for length in range(129)], np.uint64)
 
 
-def ipv4(texts: Sequence[str], where: str) -> Spans:
-    """IPv4 prefixes as ascending spans without overlap. Raises :class:`UsageError` naming a wrong one."""
-    return merge(_ipv4(texts, where))
+@dataclass(frozen=True)
+class Edges:
+    """Where prefixes of one family begin and end, so that some more can be added and taken away again.
+
+    From each point on, `steps` prefixes more (or fewer) cover the addresses; points ascend, no step is 0.
+    """
+
+    points: Addresses
+    steps: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, starts: Addresses, ends: Addresses) -> "Edges":
+        """Of prefixes in any order; no end is given of one that reaches to the last address."""
+        points = np.concatenate([starts, ends])
+        order = np.argsort(points, kind="stable")
+        points, steps = points[order], np.where(order < len(starts), 1, -1).astype(np.int32)
+        if not len(points):
+            return cls(points, steps)
+        at = np.flatnonzero(np.concatenate([[True], points[1:] != points[:-1]]))
+        return cls(points[at], np.add.reduceat(steps, at))._reduced()
+
+    def plus(self, few: "Edges", sign: int = 1) -> "Edges":
+        """With some more prefixes (or, of sign -1, without some that are there)."""
+        if not len(few.points):
+            return self
+        at = np.searchsorted(self.points, few.points)
+        known = np.zeros(len(at), np.bool_)
+        within = at < len(self.points)
+        known[within] = self.points[at[within]] == few.points[within]
+        steps = self.steps.copy()
+        steps[at[known]] += sign * few.steps[known]
+        points = np.insert(self.points, at[~known], few.points[~known])
+        return Edges(points, np.insert(steps, at[~known], sign * few.steps[~known]))._reduced()
+
+    def _reduced(self) -> "Edges":
+        kept = self.steps != 0
+        return self if kept.all() else Edges(self.points[kept], self.steps[kept])
+
+    def turns(self) -> Addresses:
+        """Where covered addresses begin, end, begin again …, in turns."""
+        inside = np.cumsum(self.steps) > 0
+        return self.points[np.flatnonzero(inside != np.concatenate([[False], inside[:-1]]))]
 
 
-def prefix6(text: str, where: str) -> Prefix6:
-    """An IPv6 prefix. Raises :class:`UsageError`."""
-    address, slash, bits = text.partition("/")
-    try:
-        number, length = int.from_bytes(inet_pton(AF_INET6, address), "big"), int(bits) if slash else 128
-    except (OSError, ValueError):  # odd, or wrong: the slow way knows
-        network = _network(text, where)
-        return int(network.network_address), network.prefixlen
-    if not 0 <= length <= 128:
-        _network(text, where)
-    return number >> (128 - length) << (128 - length), length
+def ipv4(texts: Sequence[str], where: str) -> Edges:
+    """Edges of IPv4 prefixes. Raises :class:`UsageError` naming a wrong one."""
+    starts, ends = _ipv4(texts, where)
+    return Edges.of(starts, ends[ends < TOP])
+
+
+def ipv6(texts: Sequence[str], where: str) -> Edges:
+    """Edges of IPv6 prefixes. Raises :class:`UsageError` naming a wrong one."""
+    first, last = _ipv6(texts, where)
+    return Edges.of(in_order(first), in_order(_after(last)))
+
+
+def in_order(halves: NDArray[np.uint64]) -> Addresses:
+    """Addresses given as two numbers each, as bytes."""
+    return np.ascontiguousarray(halves.astype(">u8")).view("S16").reshape(-1)
+
+
+def halves(addresses: Addresses) -> NDArray[np.uint64]:
+    """Each address as two numbers."""
+    return np.ascontiguousarray(addresses).view(">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _after(last: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The addresses that follow these; none follows the highest of all."""
+    following = last + np.array([0, 1], np.uint64)
+    following[:, 0] += following[:, 1] == 0
+    return following[following.any(axis=1)]
 
 
 def _network(text: str, where: str) -> Any:
@@ -39,10 +101,10 @@ def _network(text: str, where: str) -> Any:
         raise UsageError(f"{where}: `{text}` is not an address or prefix like 192.0.2.0/24") from None
 
 
-def _ipv4(texts: Sequence[str], where: str) -> Spans:
-    """(start, end) of each, end exclusive."""
+def _ipv4(texts: Sequence[str], where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First address of each, and the one behind its last."""
     if not texts:
-        return np.empty((0, 2), np.int64)
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     full = [text if "/" in text else text + "/32" for text in texts]
     plain = " ".join(full).replace(".", " ").replace("/", " ")
     try:
@@ -56,46 +118,43 @@ def _ipv4(texts: Sequence[str], where: str) -> Spans:
     address = numbers[:, 0] << 24 | numbers[:, 1] << 16 | numbers[:, 2] << 8 | numbers[:, 3]
     size = np.int64(1) << (32 - numbers[:, 4])
     start = address & -size
-    return np.stack([start, start + size], axis=1)
+    return start, start + size
 
 
-def merge(spans: Spans) -> Spans:
-    """The same addresses as ascending spans that neither overlap nor touch."""
-    if not len(spans):
-        return spans
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
-    reach = np.maximum.accumulate(spans[:, 1])
-    first = np.concatenate([[True], spans[1:, 0] > reach[:-1]])
-    starts = spans[first, 0]
-    last = np.concatenate([np.flatnonzero(first)[1:] - 1, [len(spans) - 1]])
-    return np.stack([starts, reach[last]], axis=1)
+def _ipv6(texts: Sequence[str], where: str) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """First and last address of each, as halves."""
+    parts = [text.partition("/") for text in texts]
+    try:
+        raw = b"".join([inet_pton(AF_INET6, address) for address, _, _ in parts])
+        lengths = [LENGTHS[bits] if slash else 128 for _, slash, bits in parts]
+    except (OSError, ValueError, KeyError):  # odd, or wrong: the slow way knows
+        found = [_network(text, where) for text in texts]
+        raw = b"".join(each.network_address.packed for each in found)
+        lengths = [each.prefixlen for each in found]
+    hosts = HOSTS[lengths] if lengths else np.empty((0, 2), np.uint64)
+    given = np.frombuffer(raw, ">u8").reshape(-1, 2).astype(np.uint64)
+    return given & ~hosts, given | hosts
 
 
-def in_bytes(four: Spans, six: Sequence[Prefix6]) -> NDArray[Any]:
-    """Spans of both families as (first, last) of 16 bytes each, IPv4 mapped, ascending without overlap."""
-    edges = np.zeros((len(four), 2, 16), np.uint8)
-    edges[:, :, 10:12] = 255
-    inclusive = four - np.array([0, 1])
-    edges[:, :, 12:] = inclusive.astype(">u4").view(np.uint8).reshape(-1, 2, 4)
-    found = edges.view("S16").reshape(-1, 2)
-    if not six:
-        return found
-    spans = [(address, address + (1 << 128 - length) - 1) for address, length in six]
-    spans += [(0xFFFF << 32 | int(first), 0xFFFF << 32 | int(last)) for first, last in inclusive]
-    merged: list[tuple[int, int]] = []
-    for first, last in sorted(spans):
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
-        else:
-            merged.append((first, last))
-    raw = b"".join(edge.to_bytes(16, "big") for span in merged for edge in span)
-    return np.frombuffer(raw, "S16").reshape(-1, 2)
+def in_bytes(four: Edges, six: Edges) -> NDArray[Any]:
+    """What both cover as (first, last) of 16 bytes each, IPv4 mapped, ascending without overlap."""
+    turns = four.turns()
+    mapped = np.stack([np.zeros(len(turns), np.uint64), 0xFFFF << 32 | turns.astype(np.uint64)], axis=1)
+    if len(turns) % 2:
+        mapped = np.concatenate([mapped, np.array([[0, 1 << 48]], np.uint64)])
+    whole = halves(six.plus(Edges.of(in_order(mapped[::2]), in_order(mapped[1::2]))).turns())
+    before = whole[1::2] - np.array([0, 1], np.uint64)
+    before[:, 0] -= before[:, 1] == 2**64 - 1
+    if len(whole) % 2:
+        before = np.concatenate([before, np.full((1, 2), 2**64 - 1, np.uint64)])
+    return np.stack([in_order(whole[::2]), in_order(before)], axis=1)
 
 
 def networks(prefixes: Sequence[str], where: str) -> NDArray[Any]:
     """Prefixes of both families as :func:`in_bytes` has them. Raises :class:`UsageError`."""
     four = [text for text in prefixes if ":" not in text]
-    return in_bytes(ipv4(four, where), [prefix6(text, where) for text in prefixes if ":" in text])
+    six = [text for text in prefixes if ":" in text]
+    return in_bytes(ipv4(four, where), ipv6(six, where))
 
 
 def contains(spans: NDArray[Any], addresses: NDArray[np.uint8]) -> NDArray[np.bool_]:

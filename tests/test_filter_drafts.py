@@ -62,13 +62,13 @@ def test_edits_keep_scope_and_end(tmp_path: Path) -> None:
 def test_a_set_grows_into_parts_and_back() -> None:
     many = [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(40_000)]
     drafts, stale = set_drafts({}, "big", many, Scope(), None)
-    assert [each.id for each in drafts] == [f"set:big:{n}-4" for n in range(4)] and not stale
+    assert [each.id for each in drafts] == [f"set:big:{n}-16" for n in range(16)] and not stale
     known = published(drafts)
     assert sorted(sets_of(known)["big"]) == sorted(many)
     drafts, stale = set_drafts(known, "big", many[:-1], Scope(), None)
     assert len(drafts) == 1 and not stale
     drafts, stale = set_drafts(known, "big", many[:5], Scope(), None)
-    assert [each.id for each in drafts] == ["set:big"] and len(stale) == 4
+    assert [each.id for each in drafts] == ["set:big"] and len(stale) == 16
 
 
 def test_unknown_sets_and_wrong_rules_are_refused(tmp_path: Path) -> None:

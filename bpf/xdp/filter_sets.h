@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 // Which address sets an address is in: a bit for each, bit 0 for the allow-list.
-// IPv4: its first 16 bits lead to the sets at once, or to sorted spans that are searched by halving.
-// IPv6: a longest match, behind a bitmap that rules out most addresses without one.
+// Its first 16 bits lead to the sets at once, or to sorted spans that are searched by halving. IPv6: behind a bitmap
+// that rules out most addresses without a search.
 #pragma once
 
 #include "xdp/filter_maps.h"
 
 #define FILTER_HALVINGS 17 // spans of one chunk: 65536 at most
+#define FILTER_HALVINGS6 24
 
 INLINE u32 sets_of_spans(u32 address, u32 low, u32 high)
 {
@@ -42,20 +43,45 @@ INLINE u32 sets_of_ipv4(const struct filter_config *config, u32 address)
     return sets_of_spans(address, chunk->first, chunk->first + chunk->count);
 }
 
+INLINE u32 sets_of_spans6(u64 high, u64 low, u32 first, u32 end)
+{
+    struct filter_span6 *span;
+    u32 at;
+    int i;
+
+    for (i = 0; i < FILTER_HALVINGS6; i++) { // as sets_of_spans
+        if (end - first <= 1)
+            break;
+        at = first + (end - first) / 2;
+        span = bpf_map_lookup_elem(map(filter_spans6), &at);
+        if (!span)
+            return 0;
+        if (span->high < high || (span->high == high && span->low <= low))
+            first = at;
+        else
+            end = at;
+    }
+    span = bpf_map_lookup_elem(map(filter_spans6), &first);
+    return span ? span->sets : 0;
+}
+
 INLINE u32 sets_of_ipv6(const struct filter_config *config, const void *address)
 {
-    struct filter_prefix6 key = {.length = 8 + 128, .generation = config->generation};
-    u32 start = BE32(*(u32 *)address), at, *sets;
-    u64 *hint;
+    u64 high = (u64)BE32(*(u32 *)address) << 32 | BE32(*(u32 *)(address + 4));
+    u32 start = (high >> 32 ^ high >> 48) & 0xffff, half = config->half6 & 1, at = half << 10 | start >> 6;
+    u64 *hint = bpf_map_lookup_elem(map(filter_hints6), &at);
+    struct filter_chunk *chunk;
 
-    start = (start ^ start >> 16) & 0xffff;
-    at = (config->generation & 1) << 10 | start >> 6;
-    hint = bpf_map_lookup_elem(map(filter_hints6), &at);
     if (!hint || !(*hint >> (start & 63) & 1))
         return 0;
-    __builtin_memcpy(key.address, address, 16);
-    sets = bpf_map_lookup_elem(map(filter_prefixes6), &key);
-    return sets ? *sets : 0;
+    at = half << 16 | high >> 48;
+    chunk = bpf_map_lookup_elem(map(filter_chunks6), &at);
+    if (!chunk)
+        return 0;
+    if (!chunk->count)
+        return chunk->first;
+    return sets_of_spans6(high, (u64)BE32(*(u32 *)(address + 8)) << 32 | BE32(*(u32 *)(address + 12)), chunk->first,
+                          chunk->first + chunk->count);
 }
 
 // Behind VLAN tags. `direction` 0: source, 1: destination.

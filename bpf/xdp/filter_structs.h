@@ -102,24 +102,23 @@ struct filter_config {
     u32 window; // jiffies
     u32 budget; // samples of passed traffic that a CPU takes in a window
     u32 half; // which half of filter_chunks holds
-    u32 generation; // which prefixes of IPv6 hold: 0 or 1
+    u32 half6; // which half of filter_chunks6 and filter_hints6 holds
     u64 table; // table rules in force, a bit for each
 };
 enum { FILTER_SETS4 = 1, FILTER_SETS6 = 2, FILTER_LIMITS = 8, FILTER_ALLOWING = 16, FILTER_FOLLOWED = 32 }; // flags
 
 #define FILTER_ALLOW 1u // the bit of the allow-list among sets
 
-// IPv4 sets: what the first 16 bits lead to, spans from `first` on. count 0: `first` is the sets of all of them.
+// Sets: what an address's first 16 bits lead to, spans from `first` on. count 0: `first` is the sets of all of them.
 struct filter_chunk {
     u32 first, count;
 };
 struct filter_span {
     u32 start, sets; // addresses from start up to the next span's
 };
-struct filter_prefix6 {
-    u32 length; // in bits, the generation's eight included
-    u8 generation, address[16];
-    u8 zero[3];
+struct filter_span6 {
+    u64 high, low; // of the address, as numbers
+    u32 sets, zero;
 };
 
 // What is left to ask of a table rule whose fields fit (filter_table.h).

@@ -69,7 +69,7 @@ class Filters(Companion):
         self._host: Filter | None = None
         self._seeing: Seeing | None = None
         self._guard, self._lists = Guard(), Lists()
-        self._wanted = Wanted()
+        self._wanted, self._known = Wanted(), wanted.Known()
         self._held: dict[str, tuple[str, str]] = {}  # rule → digest of its document, why it is in shadow
         self._refused: dict[str, str] = {}  # document → digest; those that were told of
         self._places: dict[str, int] = {}
@@ -87,7 +87,7 @@ class Filters(Companion):
         begin = time.monotonic()
         if documents and not self._claim.holds():
             return {each.id: Outcome("refused", self._claim.refusal) for each in documents}
-        gathered = wanted.gather(documents)
+        gathered = wanted.gather(documents, self._known)
         with self._lock:
             state = self._host.state if self._host else State.read(self._directory / "state.json")
             if state.interfaces and not state.fleet:
@@ -311,7 +311,6 @@ class Filters(Companion):
 
     def _tops(self) -> None:
         assert self._seeing is not None and self._host is not None
-        self._host.tables.tidy()
         for row in self._seeing.tops(int(TOP_S * 1e6)):
             self.put("filter_top", row)
 

@@ -33,18 +33,21 @@ from collector.filter.layout import (
     window_budget,
 )  # fmt: skip
 from collector.filter.program import NEXT, ORDER, Expressed, Program
-from collector.filter.sets import Prefixes
+from collector.filter.sets import Built, Prefixes, Table, build4, build6
 from collector.filter.skeleton import MapShape, skeleton
 from collector.filter.state import State
 from collector.filter.table import RuleTable
-from collector.filter.tables import AddressTables
+from collector.filter.tables import FAMILIES, AddressTables
 from collector.filter.ticks import ticks
 from schemas.errors import BpfleetError, UsageError
 
 PASSED_BUDGET = 1000  # samples of passed traffic per second
 CACHE = "compiled"
 CONNECTIONS = "connections"  # the pin of what follows them
-ADDRESS_MAPS = ("filter_config", "filter_chunks", "filter_spans")
+ADDRESS_MAPS = {"filter_config", "filter_hints6"} | {
+    f"filter_{what}{family}" for what in ("chunks", "spans") for family in FAMILIES
+}
+ROOM = 2.5  # of a map of spans: a table beside the one in force, and both may grow
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,14 @@ class Filter:
         apart = (ORDER, NEXT, "lb_", *FOLLOWING)
         shared = [each for each in self.skeleton.maps if not each.name.startswith(apart)]
         self.maps = {each.name: self._map(each) for each in shared}
-        self.tables = AddressTables(self.maps, self.state.region)
+        self.tables = AddressTables(self.maps, self.state.regions)
         self.table = RuleTable(self.maps)
         self.programs: dict[tuple[object, ...], Program] = {}
         self.running: dict[str, Program] = {}  # by interface
         self.attached: dict[str, xdp.Attached] = {}
         self._tests: dict[str, Test] = {}
+        self._allow: tuple[list[str], Prefixes] = [], sets.parse([], "allow")
+        self._built = Built(build4, {}), Built(build6, {})
         self._controlled: dict[int, Rule] = {}  # rules whose part in the kernel we wrote, by slot
         self._watcher: int | None = None
         self.beside = Beside(balancer)
@@ -96,7 +101,7 @@ class Filter:
         """Maps of another version mean something else: the old program keeps them until it is replaced."""
         for place in pins.glob("*"):
             place.unlink()
-        self.state.slots, self.state.sets, self.state.region = {}, {}, (0, 0)
+        self.state.slots, self.state.sets, self.state.regions = {}, {}, State().regions
 
     def _map(self, shape: MapShape, entries: int = 0) -> Map:
         """The pinned map if it fits, else a new one, pinned."""
@@ -131,9 +136,9 @@ class Filter:
         numbers = self.state.number_sets(sorted(names), MAX_SETS)
         slots = self._slots(document)
         tables = self._build(document, numbers, lists or {})
-        grown = self.tables.place(len(tables.spans)) is None
+        grown = not self.tables.fit(tables)
         if grown:
-            self._grow(len(tables.spans))
+            self._grow(tables)
         asking = any(each.asks_state for each in tests.values())
         self._follow_vips(asking)
         wanted, fresh = self._programs(document, tests, numbers, slots, grown)
@@ -151,7 +156,7 @@ class Filter:
         trouble = self._attach(wanted, strict)
         self._forget(slots, set(wanted.values()))
         self.state.interfaces, self.state.made_by = self.interfaces, self.skeleton.fingerprint
-        self.state.settle(document, numbers, slots, self.tables.region)
+        self.state.settle(document, numbers, slots, self.tables.regions)
         if self.pins:
             self.state.write(self.directory / "state.json")
         return Applied(fresh, time.monotonic() - begin, trouble)
@@ -191,24 +196,31 @@ class Filter:
 
     def _build(
         self, document: Document, numbers: Mapping[str, int], lists: Mapping[str, Prefixes]
-    ) -> sets.Tables:
-        parsed = {
+    ) -> tuple[Table, Table]:
+        """The tables of both families; those of the last call where all their sets are the same objects."""
+        if document.allow != self._allow[0]:
+            self._allow = document.allow, sets.parse(document.allow, "allow")
+        parsed = {0: self._allow[1]} | {
             number: lists[name] if name in lists else sets.parse(document.sets[name], f"@{name}")
             for name, number in numbers.items()
         }
-        return sets.build({0: sets.parse(document.allow, "allow"), **parsed})
+        four, six = self._built
+        self._built = (
+            four.of({bit: each.four for bit, each in parsed.items()}),
+            six.of({bit: each.six for bit, each in parsed.items()}),
+        )
+        return self._built[0].table, self._built[1].table
 
-    def _grow(self, spans: int) -> None:
-        """Fresh address maps, large enough for twice ``spans`` and to come; the next program uses them."""
-        entries = 1 << (3 * spans).bit_length()
-        generation = self.tables.config().generation
+    def _grow(self, tables: tuple[Table, Table]) -> None:
+        """Fresh address maps, large enough for the tables twice and to come; the next program uses them."""
+        rooms = {f"filter_spans{suffix}": int(ROOM * len(each.spans))
+                 for suffix, each in zip(FAMILIES, tables, strict=True)}  # fmt: skip
         for shape in self.skeleton.maps:
             if shape.name in ADDRESS_MAPS:
                 self.maps[shape.name].close()
-                size = entries if shape.name == "filter_spans" else shape.entries
-                self.maps[shape.name] = self._map(shape, size)
+                entries = max(shape.entries, rooms.get(shape.name, 0))
+                self.maps[shape.name] = self._map(shape, entries)
         self.tables = AddressTables(self.maps)
-        self.tables.put(replace(self.tables.config(), generation=generation))
 
     def _follow_vips(self, asking: bool) -> None:
         """Follow connections to VIPs of a balancer on this host from the next program on, or no longer."""

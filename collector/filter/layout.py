@@ -15,6 +15,7 @@ CONFIG = struct.Struct("=QIIIIQ")
 FIELDS = struct.Struct("=16s16s16s16s16s16sIIIIHBBI")
 CHUNK = np.dtype([("first", "<u4"), ("count", "<u4")])
 SPAN = np.dtype([("start", "<u4"), ("sets", "<u4")])
+SPAN6 = np.dtype([("high", "<u8"), ("low", "<u8"), ("sets", "<u4"), ("zero", "<u4")])
 COUNTER = np.dtype([("packets", "<u8", (3,)), ("bytes", "<u8", (3,)), ("established", "<u8")])
 SCRATCH = np.dtype(
     {
@@ -28,7 +29,8 @@ TOP_KEY = np.dtype([("item", "u1", (16,)), ("kind", "u1"), ("verdict", "u1"), ("
 TOP_VALUE = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 SIZES = {
     "filter_rules": RULE.size, "filter_config": CONFIG.size, "filter_chunks": CHUNK.itemsize,
-    "filter_spans": SPAN.itemsize, "filter_counters": COUNTER.itemsize, "filter_scratch": SCRATCH.itemsize,
+    "filter_spans": SPAN.itemsize, "filter_chunks6": CHUNK.itemsize, "filter_spans6": SPAN6.itemsize,
+    "filter_counters": COUNTER.itemsize, "filter_scratch": SCRATCH.itemsize,
     "filter_top": TOP_VALUE.itemsize, "filter_fields": FIELDS.size,
 }  # fmt: skip
 
@@ -49,12 +51,12 @@ class Config:
     window: int = 0  # of sampling, jiffies
     budget: int = 0  # samples of passed traffic of a CPU in a window
     half: int = 0  # of filter_chunks
-    generation: int = 0  # of IPv6 prefixes
+    half6: int = 0  # of filter_chunks6 and filter_hints6
     table: int = 0  # table rules, a bit for each
 
     def pack(self) -> bytes:
         """The struct."""
-        return CONFIG.pack(self.flags, self.window, self.budget, self.half, self.generation, self.table)
+        return CONFIG.pack(self.flags, self.window, self.budget, self.half, self.half6, self.table)
 
     @classmethod
     def unpack(cls, value: bytes) -> "Config":

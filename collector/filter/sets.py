@@ -1,126 +1,143 @@
 """Address sets as the kernel searches them (bpf/xdp/filter_sets.h): built whole with numpy, put in place at
 once.
 
-All sets share one table: an address leads to a mask with a bit for each set. On a two-core machine a million
-random IPv4 prefixes take a second to parse and 0.2 s to build; a change of one part of them parses that part
-alone (collector.filter.lists).
+All sets of a family share one table: an address leads to a mask with a bit for each set. Of a large set that
+changes only what changed is parsed and sorted (collector.filter.lists).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from collector.filter.layout import CHUNK, MAX_SETS, SPAN
+from collector.filter.layout import CHUNK, MAX_SETS, SPAN, SPAN6
 from schemas.errors import UsageError
-from schemas.filter_prefixes import Prefix6, Spans, in_bytes, ipv4, merge, prefix6
+from schemas.filter_prefixes import Addresses, Edges, halves, in_bytes, ipv4, ipv6
 
-TOP = 1 << 32
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What goes into the maps."""
-
-    chunks: NDArray[Any]  # CHUNK, 65536
-    spans: NDArray[Any]  # SPAN
-    hints6: NDArray[np.uint64]  # 1024 words
-    prefixes6: dict[bytes, int]  # key of the trie → mask
-
-    @property
-    def flags(self) -> tuple[bool, bool]:
-        """Whether there is anything of IPv4, of IPv6."""
-        return bool(len(self.spans) > 1 or self.spans["sets"].any()), bool(self.prefixes6)
+Sets = Mapping[int, Edges]  # of one family, by their bit
+MARKED_ONE_BY_ONE = 1 << 22  # values of first halves: sets of more have every bit of the bitmap
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """A set, parsed: IPv4 as rows (start, end), ascending, without overlap; IPv6 as (address, length)."""
+    """A set, parsed."""
 
-    ipv4: Spans
-    ipv6: tuple[Prefix6, ...]
+    four: Edges
+    six: Edges
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What goes into the maps of a family."""
+
+    chunks: NDArray[Any]  # CHUNK, 65536: by the first 16 bits of an address
+    spans: NDArray[Any]  # SPAN or SPAN6
+    hints: NDArray[np.uint64]  # of IPv6: 1024 words; else none
+
+    @property
+    def used(self) -> bool:
+        """Whether any address is in a set."""
+        return bool(self.spans["sets"].any())
 
 
 def parse(texts: Sequence[str], where: str) -> Prefixes:
     """Prefixes of a set. Raises :class:`UsageError` naming the first that is none."""
     four = [text for text in texts if ":" not in text]
-    six = tuple(prefix6(text, where) for text in texts if ":" in text)
-    return Prefixes(ipv4(four, where), six)
+    six = [text for text in texts if ":" in text]
+    return Prefixes(ipv4(four, where), ipv6(six, where))
 
 
-def join(parts: Sequence[Prefixes]) -> Prefixes:
-    """Several as one."""
-    if len(parts) == 1:
-        return parts[0]
-    spans = np.concatenate([each.ipv4 for each in parts]) if parts else np.empty((0, 2), np.int64)
-    return Prefixes(merge(spans), tuple(network for each in parts for network in each.ipv6))
+def changed(whole: Prefixes, more: Prefixes, fewer: Prefixes) -> Prefixes:
+    """``whole`` with some more, and without some that it has; a family that stays is the same object."""
+    four, six = more.four.plus(fewer.four, -1), more.six.plus(fewer.six, -1)
+    return Prefixes(whole.four.plus(four), whole.six.plus(six))
 
 
 def edges(prefixes: Prefixes) -> NDArray[Any]:
     """The set as :func:`schemas.filter_prefixes.contains` reads it."""
-    return in_bytes(prefixes.ipv4, prefixes.ipv6)
+    return in_bytes(prefixes.four, prefixes.six)
 
 
-def build(sets: Mapping[int, Prefixes]) -> Tables:
-    """Tables for sets by their bit."""
+class Built:
+    """A family's table, and what it was built of."""
+
+    def __init__(self, build: Callable[[Sets], Table], sets: Sets) -> None:
+        self._build, self._sets = build, dict(sets)
+        self.table = build(self._sets)
+
+    def of(self, sets: Sets) -> "Built":
+        """The same, where all these sets are the same objects; else a new one."""
+        same = sets.keys() == self._sets.keys() and all(each is self._sets[bit] for bit, each in sets.items())
+        return self if same else Built(self._build, sets)
+
+
+def build4(sets: Sets) -> Table:
+    """The table of IPv4 for sets by their bit."""
+    points, masks = _masks(sets, np.zeros(1, np.int64))
+    spans = np.empty(len(points), SPAN)
+    spans["start"], spans["sets"] = points, masks
+    return Table(_chunks(points >> 16, points & 0xFFFF, masks), spans, np.empty(0, np.uint64))
+
+
+def build6(sets: Sets) -> Table:
+    """The table of IPv6 for sets by their bit."""
+    points, masks = _masks(sets, np.zeros(1, "S16"))
+    numbers = halves(points)
+    spans = np.zeros(len(points), SPAN6)
+    spans["high"], spans["low"], spans["sets"] = numbers[:, 0], numbers[:, 1], masks
+    within = numbers[:, 0] & (2**48 - 1) | (numbers[:, 1] > 0)
+    return Table(_chunks(numbers[:, 0] >> 48, within, masks), spans, _hints(numbers[:, 0] >> 32, masks))
+
+
+def _masks(sets: Sets, zero: Addresses) -> tuple[Addresses, NDArray[np.uint32]]:
+    """Points from the lowest address on where the mask of sets changes, and the masks from there."""
     if max(sets, default=0) > MAX_SETS:
         raise UsageError(f"more than {MAX_SETS} address sets; join some, or leave out those no rule names")
-    points = np.sort(np.concatenate([[0], *(each.ipv4.ravel() for each in sets.values())]), kind="stable")
-    points = points[np.concatenate([[True], points[1:] != points[:-1]]) & (points < TOP)]
-    masks = np.zeros(len(points), np.uint32)
-    for bit, each in sets.items():
-        if len(each.ipv4):
-            at = np.searchsorted(each.ipv4[:, 0], points, side="right") - 1
-            inside = (at >= 0) & (points < each.ipv4[at, 1])
-            masks |= inside.astype(np.uint32) << np.uint32(bit)
-    changes = np.concatenate([[True], masks[1:] != masks[:-1]])
-    spans = np.empty(int(changes.sum()), SPAN)
-    spans["start"], spans["sets"] = points[changes], masks[changes]
-    hints, prefixes = _ipv6(sets)
-    return Tables(_chunks(spans), spans, hints, prefixes)
+    turns = {bit: each.turns() for bit, each in sets.items() if len(each.points)}
+    begun = int(len(turns) == 1 and next(iter(turns.values()))[0] == zero[0])
+    points = np.concatenate([zero[begun:], *turns.values()])
+    bits = [np.zeros(1 - begun, np.uint32)]
+    bits += [np.full(len(each), 1 << bit, np.uint32) for bit, each in turns.items()]
+    if len(turns) <= 1:  # in order as they are
+        return points, np.bitwise_xor.accumulate(np.concatenate(bits))
+    order = np.argsort(points, kind="stable")
+    points = points[order]
+    masks = np.bitwise_xor.accumulate(np.concatenate(bits)[order])
+    last = np.flatnonzero(np.concatenate([points[1:] != points[:-1], [True]]))
+    points, masks = points[last], masks[last]
+    changes = np.flatnonzero(np.concatenate([[True], masks[1:] != masks[:-1]]))
+    return points[changes], masks[changes]
 
 
-def _chunks(spans: NDArray[Any]) -> NDArray[Any]:
-    starts = spans["start"].astype(np.int64)
-    low = np.arange(65_536, dtype=np.int64) << 16
-    first = np.searchsorted(starts, low, side="right") - 1
-    last = np.searchsorted(starts, low + 0xFFFF, side="right") - 1
+def _chunks(top: NDArray[Any], within: NDArray[Any], masks: NDArray[np.uint32]) -> NDArray[Any]:
+    """Where the spans are that an address's first 16 bits lead to; ``within``: the rest of each start."""
+    numbers = np.arange(65_536, dtype=top.dtype)
+    first = np.searchsorted(top, numbers, side="left")
+    last = np.searchsorted(top, numbers, side="right") - 1
+    behind = (first >= len(top)) | (first > last)
+    first -= behind | (within[np.minimum(first, len(top) - 1)] > 0)  # the span that reaches in from before
     chunks = np.empty(65_536, CHUNK)
     one = first == last
-    chunks["first"] = np.where(one, spans["sets"][first], first)
+    chunks["first"] = np.where(one, masks[first], first)
     chunks["count"] = np.where(one, 0, last - first + 1)
     return chunks
 
 
-def _ipv6(sets: Mapping[int, Prefixes]) -> tuple[NDArray[np.uint64], dict[bytes, int]]:
-    """The bitmap and the trie. A longer prefix carries the sets of all that cover it: one match tells all."""
-    masks: dict[Prefix6, int] = {}
-    for bit, each in sets.items():
-        for prefix in each.ipv6:
-            masks[prefix] = masks.get(prefix, 0) | 1 << bit
-    lengths = sorted({length for _, length in masks})
-    prefixes = {}
-    for (address, length), own in masks.items():
-        mask = own
-        for shorter in lengths:
-            if shorter >= length:
-                break
-            mask |= masks.get((address >> (128 - shorter) << (128 - shorter), shorter), 0)
-        prefixes[length.to_bytes(4, "little") + address.to_bytes(16, "big")] = mask
-    return _hints(masks), prefixes
-
-
-def _hints(prefixes: Iterable[Prefix6]) -> NDArray[np.uint64]:
-    """Every value that the first 32 bits of a prefix's addresses can fold to, marked in a bitmap."""
+def _hints(starts: NDArray[Any], masks: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Every value that the first 32 bits of an address in a set can fold to, marked in a bitmap."""
+    numbers = np.concatenate([starts, np.array([2**32 - 1], np.uint64)]).astype(np.int64)
+    within = np.flatnonzero(masks)
+    first, last = numbers[within], numbers[within + 1]
     marked = np.zeros(65_536, np.bool_)
-    starts = np.array([address >> 96 for address, length in prefixes if length >= 32], np.uint32)
-    marked[(starts ^ starts >> 16) & 0xFFFF] = True
-    for address, length in prefixes:
-        if length < 16:
-            marked[:] = True
-        elif length < 32:
-            start = address >> 96
-            marked[(start ^ start >> 16) & 0xFFFF ^ np.arange(1 << 32 - length)] = True
+    marked[(first ^ first >> 16) & 0xFFFF] = True
+    longer = first < last
+    first, counts = first[longer], (last - first)[longer] + 1
+    if len(counts) and (counts.max() >= 65_536 or counts.sum() > MARKED_ONE_BY_ONE):
+        marked[:] = True
+    else:
+        begins = np.cumsum(counts) - counts
+        values = np.repeat(first - begins, counts) + np.arange(counts.sum())
+        marked[(values ^ values >> 16) & 0xFFFF] = True
     return np.packbits(marked, bitorder="little").view("<u8").astype(np.uint64)

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct, field
 
 from collector.filter.language import Document
+from collector.filter.tables import Region
 from schemas.errors import BpfleetError, UsageError
 
 
@@ -31,7 +32,7 @@ class State(Struct):
     slots: dict[str, int] = field(default_factory=dict)  # rule → slot of its counters
     sets: dict[str, int] = field(default_factory=dict)  # address set → bit
     interfaces: list[str] = field(default_factory=list)
-    region: tuple[int, int] = (0, 0)  # spans of the address tables in force
+    regions: tuple[Region, Region] = ((0, 0), (0, 0))  # spans of the address tables in force
     made_by: str = ""  # version of the program that the maps are of
     fleet: bool = False  # desired state owns the filter, and `document` holds no sets; else local commands do
     since: dict[str, Standing] = field(default_factory=dict)  # rules of desired state, as last told of
@@ -63,10 +64,10 @@ class State(Struct):
         )
 
     def settle(
-        self, document: Document, sets: dict[str, int], slots: dict[str, int], region: tuple[int, int]
+        self, document: Document, sets: dict[str, int], slots: dict[str, int], regions: tuple[Region, Region]
     ) -> None:
         """All of that is in force now."""
-        self.document, self.sets, self.slots, self.region = document, sets, slots, region
+        self.document, self.sets, self.slots, self.regions = document, sets, slots, regions
 
 
 def _number(

@@ -1,6 +1,6 @@
 """From documents of desired state to what the filter is to do; what cannot be is refused here."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -37,15 +37,37 @@ class Wanted:
         return [tuple(each.scope.interfaces) for each in self.rules]
 
 
-def gather(given: Iterable[Document]) -> Wanted:
+class Known:
+    """What the documents of the last call say: large ones are not read again."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, tuple[Document, Spec, str]] = {}
+
+    def keep(self, given: Iterable[Document]) -> None:
+        """Forget all others."""
+        same = {each.id: each for each in given}
+        self._specs = {name: each for name, each in self._specs.items() if same.get(name) is each[0]}
+
+    def read(self, document: Document) -> tuple[Spec, str]:
+        """Its content, and its digest if it is a list. Raises :class:`UsageError`."""
+        known = self._specs.get(document.id)
+        if known is None or known[0] is not document:
+            spec = documents.read(document.spec)
+            known = document, spec, document.digest if spec.set is not None else ""
+            self._specs[document.id] = known
+        return known[1:]
+
+
+def gather(given: Sequence[Document], known: Known) -> Wanted:
     """All documents as one; those that make no sense, alone or with the others, are in ``refused``."""
     wanted = Wanted()
+    known.keep(given)
     rules: list[tuple[int, str, Document, RuleSpec]] = []
     samples = []
     for document in given:
         try:
-            spec = documents.read(document.spec)
-            _take(wanted, document, spec)
+            spec, digest = known.read(document)
+            _take(wanted, document, spec, digest)
         except UsageError as error:
             wanted.refused[document.id] = Outcome("refused", str(error))
             continue
@@ -68,13 +90,13 @@ def gather(given: Iterable[Document]) -> Wanted:
     return wanted
 
 
-def _take(wanted: Wanted, document: Document, spec: Spec) -> None:
+def _take(wanted: Wanted, document: Document, spec: Spec, digest: str) -> None:
     if spec.set is not None or spec.allow is not None:
         wanted.lists.add(document.id)
     if spec.set is not None:
         if document.scope.interfaces:
             raise UsageError("an address set belongs to the whole host; leave --interface out")
-        wanted.sets.setdefault(spec.set.name, {})[document.digest] = spec.set.prefixes
+        wanted.sets.setdefault(spec.set.name, {})[digest] = spec.set.prefixes
     elif spec.allow is not None:
         if document.scope.interfaces:
             raise UsageError("an allow-list belongs to the whole host; leave --interface out")
