@@ -27,7 +27,7 @@ from schemas.columns import Column
 from schemas.config import Config
 from schemas.declare import Stream
 
-ROUNDS, REPEATS = 7, 2
+ROUNDS = 6
 SETTLE_S = 6.0  # a start names hundreds of stacks, and more
 PING_PONG = ["taskset", "-c", "1", "perf", "bench", "sched", "pipe", "-l", "20000"]
 MIXED = [sys.executable, "-m", "bench.mixed"]
@@ -38,7 +38,9 @@ PEERS = (
     ["biolatency", "600", "1"],
     ["tcplife"],
 )
-MOST_PIPE, MOST_MIXED, MOST_RSS_MB = 1.25, 1.02, 120.0
+# load → (command, how often in a round, most that it may cost). A ping-pong is over in a tenth of a second.
+LOADS = {"ping-pong on one core": (PING_PONG, 12, 1.25), "mixed load": (MIXED, 3, 1.02)}
+MOST_RSS_MB = 120.0
 
 
 class _Nowhere(Printer):
@@ -152,15 +154,14 @@ def measure(everything: Everything) -> dict[str, dict[str, Times]]:
     makers: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         "nothing": nullcontext, "everything": everything.on, "peers": peers,
     }  # fmt: skip
-    loads = {"pipe": PING_PONG, "mixed": MIXED}
-    for command in loads.values():
+    for command, _, _ in LOADS.values():
         cpu_of(command)
-    values: dict[str, dict[str, list[float]]] = {load: {name: [] for name in makers} for load in loads}
+    values: dict[str, dict[str, list[float]]] = {load: {name: [] for name in makers} for load in LOADS}
     for _ in range(ROUNDS):
         for name, make in makers.items():
             with make():
-                for load, command in loads.items():
-                    values[load][name] += [cpu_of(command) for _ in range(REPEATS)]
+                for load, (command, times, _) in LOADS.items():
+                    values[load][name] += [cpu_of(command) for _ in range(times)]
     return {
         load: {name: Times(tuple(each)) for name, each in found.items()} for load, found in values.items()
     }
@@ -171,11 +172,8 @@ def run() -> list[Row]:
     everything = Everything()
     found = measure(everything)
     rows = []
-    for load, most, title in (
-        ("pipe", MOST_PIPE, "ping-pong on one core"),
-        ("mixed", MOST_MIXED, "mixed load"),
-    ):
-        times = found[load]
+    for title, (_, _, most) in LOADS.items():
+        times = found[title]
         none, ours, theirs = times["nothing"], times["everything"], times["peers"]
         rows += [
             Row(f"{title}, everything on", ours.text("s CPU"), f"nothing {none.text('s')}",

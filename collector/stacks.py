@@ -32,14 +32,15 @@ from schemas.columns import Column, Dictionary
 from schemas.declare import Stream
 
 log = logging.getLogger("bpfleet.collector")
-LOOK_S, NAME_S = 0.2, 1.0  # new stacks are met that often; named together, which costs half as much
+LOOK_S = 0.2  # new stacks are met that often, as their processes may end
+MANY = 200  # are named at once; fewer wait for the next rows: together they cost half as much
 LOOK_STACKS = 1000  # named at one look
 WAITING = 1000  # stacks; the rest wait in the ring, and then in the kernel, which bounds the work of a flood
 TOLD_S = 6 * 3600.0  # a stack that is still in use is told again after this time
 KEPT = 32_768  # numbers, and names, that are remembered; twice what the kernel's table of told ones holds
 UNNAMED, TRIES, LOOK_UNNAMED_S = 4096, 4, 5.0  # stacks with frames of a JIT that told no names (yet)
 SAME = 4096  # contents by frames
-NAMING_SHARE = 0.0025  # of a CPU, that this thread is to take; the rate of samples follows
+NAMING_SHARE = 0.0015  # of a CPU, that this thread is to take; the rate of samples follows
 LEAST_RATE = 0.1  # of the samples that are configured, however dear they are
 NAME_BITS = 63  # names travel as Avro longs
 SCHEDULE, SEARCHED = (
@@ -261,7 +262,7 @@ class Stacks(Companion):
         self._rows_made: deque[Rows] = deque(maxlen=1024)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stacks", daemon=True)
-        self._read_at = self._name_at = time.monotonic()
+        self._read_at = time.monotonic()
         self._failed = False
 
     def start(self) -> None:
@@ -288,8 +289,7 @@ class Stacks(Companion):
         due = time.monotonic() + self.every_s
         while not self._stop.wait(LOOK_S):
             self._round(self.meet)
-            if time.monotonic() >= self._name_at:
-                self._name_at = time.monotonic() + NAME_S
+            if sum(map(len, self._waiting)) >= MANY:
                 self._round(self.name)
             if time.monotonic() >= due:
                 self._round(self.read)
