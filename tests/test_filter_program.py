@@ -305,6 +305,20 @@ def test_weights_estimate_the_truth_and_a_flood_costs_no_more(
     assert abs(estimate - sent) < 0.005 * sent + 1.5 * most, (estimate, sent, records)  # but for the last gap
 
 
+def test_pulses_are_not_underestimated(bench: Bench) -> None:
+    """What a pulse leaves behind at its end, samples of the next one stand for."""
+    bench.apply(rule("dns", "udp dst port 53", sample=50))
+    bench.samples()
+    sent = estimate = 0
+    for number in range(36):
+        count = 4_000 if number % 2 else 120_000
+        bench.send(udp(port=53), count)
+        sent += count
+        time.sleep(0.105)
+        estimate += int(bench.samples()["weight"].sum())
+    assert abs(estimate / sent - 1) < 0.04, (estimate, sent)
+
+
 def test_heavy_hitters_name_who_sends_most(bench: Bench) -> None:
     bench.apply(rule("dns", "udp dst port 53", sample=5000))
     for _ in range(20):

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 // Sampling. The gap to the next sample is drawn evenly between half and one and a half times 2^shift, so every
-// packet has the same chance, 2^-shift. A sample stands for the packets since the one before: sums are right but for
-// the last gap. A packet that is not sampled costs a decrement. The shift follows the packets of the last window and,
+// packet has the same chance, 2^-shift. A sample stands for the packets since the one before; what that was too many
+// for one sample the next ones pay, so that sums are right but for the last gap. A packet that is not sampled costs a decrement. The shift follows the packets of the last window and,
 // within a window, doubles the gap whenever the budget is spent: a flood costs no more than a trickle. When the
 // shift changes, what is left of a gap is stretched or shrunk with it, so that the change favours no packet.
 #pragma once
@@ -47,8 +47,10 @@ INLINE u32 bit_length(u64 number)
 
 INLINE void next_window(struct filter_sampler *sampler, u64 packets, u32 budget, u64 now, u32 window)
 {
-    u32 shift = bit_length((packets - sampler->seen) / budget);
+    u32 shift = bit_length((packets - sampler->seen) / budget), most = 2U << (sampler->shift & 31);
 
+    if ((u32)packets - sampler->counted > most) // more than a gap leaves behind: nobody sampled then
+        sampler->counted = (u32)packets - most;
     if (shift >= FILTER_SHIFTS)
         shift = FILTER_SHIFTS - 1;
     sampler->seen = packets;
@@ -72,14 +74,14 @@ INLINE int count_down(struct filter_sampler *sampler, u32 budget)
     return 1;
 }
 
-// How many packets a sample stands for. Not for the rest of a flood that was over before it: 2^shift is what its gap
-// was about.
+// How many packets a sample stands for. Not at once for the rest of a flood that was over before it: 2^shift is what
+// its gap was about.
 INLINE u32 weight_of(struct filter_sampler *sampler, u32 packets)
 {
-    u32 since = packets - sampler->last, most = 4U << (sampler->shift & 31);
+    u32 since = packets - sampler->counted, most = 4U << (sampler->shift & 31), weight = since < most ? since : most;
 
-    sampler->last = packets;
-    return since < most ? since : most;
+    sampler->counted += weight;
+    return weight;
 }
 
 // One packet goes by. How many it stands for if it is to be sampled, else 0.

@@ -47,7 +47,7 @@ struct filter_sampler {
     u64 left; // packets until the next sample
     u64 end; // jiffies at which the window ends
     u64 seen; // packets when the window began
-    u32 last; // packets when the last sample was taken
+    u32 counted; // packets that samples stand for
     u16 taken; // samples in this window
     u16 shift;
 };
