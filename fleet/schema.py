@@ -88,14 +88,19 @@ def _show(stream: Stream, config: Config) -> None:
 
 @schema.command()
 @click.option("--dry-run", is_flag=True, help="Print the statements; change nothing.")
+@click.option("--backfill", is_flag=True, help="Build new indexes and rollups for older rows, too.")
 @click.pass_obj
-def apply(config: Config, dry_run: bool) -> None:
-    """Make the database and every table, and add columns that are new. Safe to run again."""
+def apply(config: Config, dry_run: bool, backfill: bool) -> None:
+    """Make the database and every table; add columns, indexes and rollups that are new. Safe to run again.
+
+    Indexes and rollups hold for rows written from now on; answers are the same without them, only later.
+    Those of an older version, which no schema declares any more, are removed.
+    """
     from clickhouse_connect.driver.exceptions import ClickHouseError
 
     client = connect(config.clickhouse, database="")
     try:
-        count = sum(_run(client, each, dry_run) for each in _statements(client, config))
+        count = sum(_run(client, each, dry_run) for each in _statements(client, config, backfill))
     except (ClickHouseError, OSError) as error:
         raise explain(error, config.clickhouse) from None
     click.echo(f"{count} statements {'to run' if dry_run else 'run'}; the store has what the schemas declare")
@@ -109,16 +114,30 @@ def _run(client: Any, statement: str, dry_run: bool) -> int:
     return 1
 
 
-def _statements(client: Any, config: Config) -> list[str]:
+def _statements(client: Any, config: Config, backfill: bool) -> list[str]:
     target = config.clickhouse
-    query = "SELECT table, name, type FROM system.columns WHERE database = {database:String}"
     existing: dict[str, dict[str, str]] = {}
-    for name, column, kind in client.query(query, parameters={"database": target.database}).result_rows:
+    for name, column, kind in _asked(client, config, "columns", "table, name, type"):
         existing.setdefault(name, {})[column] = kind
+    extras: dict[str, dict[str, str]] = {}
+    for source, kind in (("data_skipping_indices", "INDEX"), ("projections", "PROJECTION")):
+        for table, name in _asked(client, config, source, "table, name"):
+            extras.setdefault(table, {})[name] = kind
+    made = dict(_asked(client, config, "tables", "name, create_table_query"))
     statements = [] if existing else [ddl.database(target)]
     for stream in declare.streams().values():
         if stream.name in existing:
+            local = ddl.local_name(stream, target)
             statements += ddl.evolve(stream, existing[stream.name], target)
+            statements += ddl.renew_extras(
+                stream, extras.get(local, {}), made.get(local, ""), target, backfill
+            )
         else:
             statements += ddl.create(stream, target)
     return statements
+
+
+def _asked(client: Any, config: Config, source: str, wanted: str) -> list[Any]:
+    query = f"SELECT {wanted} FROM system.{source} WHERE database = {{database:String}}"
+    rows: list[Any] = client.query(query, parameters={"database": config.clickhouse.database}).result_rows
+    return rows

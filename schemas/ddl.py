@@ -1,6 +1,7 @@
 """The ClickHouse side of a declaration: tables, codecs, sort keys, retention, and their cluster variant.
 
-Codecs are measured (docs/benchmarks.md): time Delta + ZSTD(1), integers T64 + ZSTD(1), the rest ZSTD(1).
+Codecs are measured (docs/benchmarks.md): time Delta + ZSTD(1), integers T64 + ZSTD(1), the rest, and single
+bytes, which have no high bits to cut, ZSTD(1).
 ``INDEX ts`` is free and lets ``ts >= …`` prune although the sort key holds only its five minutes.
 """
 
@@ -22,6 +23,9 @@ ENVELOPE = {
     "seq": ("UInt64", "Delta, ZSTD(1)"),
     "sample_rate": ("UInt32", "T64, ZSTD(1)"),
 }
+UNSORTED_SEQ = "T64, ZSTD(1)"  # where rows of many hosts mix, numbers don't follow each other
+# Rollups' columns have no codec of their own: this is half of what the engine's default leaves.
+OTHER_CODEC = "default_compression_codec = 'ZSTD(1)'"
 HOST_MADE = {"int": "Int32", "long": "Int64", "float": "Float32", "double": "Float64", "boolean": "Bool"}
 TIME = "DateTime64(6, 'UTC')"
 
@@ -58,14 +62,18 @@ def column_codec(field: Field) -> str:
     kind = column_type(field)
     if kind.startswith("DateTime"):
         return "Delta, ZSTD(1)"
-    return "T64, ZSTD(1)" if kind.startswith(("UInt", "Int")) else "ZSTD(1)"
+    wide = kind.startswith(("UInt", "Int")) and not kind.endswith("Int8")
+    return "T64, ZSTD(1)" if wide else "ZSTD(1)"
 
 
 def columns(stream: Stream) -> dict[str, tuple[str, str]]:
     """Every column of a stream's table, envelope included: name → (type, codec)."""
     table = {"host": ENVELOPE["host"]}
     table |= {each.name: (column_type(each), column_codec(each)) for each in stream.fields}
-    return table | ENVELOPE
+    table |= ENVELOPE
+    if not {"host", "target_host"} & set(stream.order):
+        table["seq"] = (table["seq"][0], UNSORTED_SEQ)
+    return table
 
 
 def _define(table: Mapping[str, tuple[str, str]]) -> str:
@@ -93,7 +101,8 @@ def create(stream: Stream, config: Clickhouse) -> list[str]:
     policy = f"storage_policy = '{config.storage_policy}', " if config.storage_policy else ""
     clauses = (
         f"PARTITION BY toDate(ts) ORDER BY ({', '.join(stream.order)}) "
-        f"{storage.life(stream.storage, days, cold)} SETTINGS {policy}{storage.granules(stream.storage)}, "
+        f"{storage.life(stream.storage, days, cold)} "
+        f"SETTINGS {policy}index_granularity = 8192, {OTHER_CODEC}, "
         f"ttl_only_drop_parts = {int(not stream.storage.longer)}, min_bytes_for_wide_part = {WIDE_PART}"
     )
     extras = "".join(f", {kind} {text}" for kind, text in storage.definitions(stream.storage))
@@ -141,12 +150,39 @@ def extra_names(stream: Stream) -> set[str]:
     return {text.split()[0] for _, text in storage.definitions(stream.storage)}
 
 
+def local_name(stream: Stream, config: Clickhouse) -> str:
+    """The table that holds the rows: with a cluster, each node's part of it."""
+    return stream.name + ("_local" if config.cluster else "")
+
+
 def extras(stream: Stream, config: Clickhouse) -> Iterable[str]:
     """Indexes and rollups that a table from before may lack; they hold for parts written from now on."""
-    suffix = "_local" if config.cluster else ""
-    table = f"{quote(config.database)}.{quote(stream.name + suffix)}{_on_cluster(config)}"
+    table = f"{quote(config.database)}.{quote(local_name(stream, config))}{_on_cluster(config)}"
     for kind, text in storage.definitions(stream.storage):
         yield f"ALTER TABLE {table} ADD {kind} IF NOT EXISTS {text}"
+
+
+def renew_extras(
+    stream: Stream, existing: Mapping[str, str], definition: str, config: Clickhouse, backfill: bool
+) -> Iterable[str]:
+    """What makes a table's indexes and rollups those of its declaration: older ones go, new ones come.
+
+    ``existing``: names and kinds (``INDEX``, ``PROJECTION``) of those that are there; ``definition``: the
+    table's own ``CREATE``. ``backfill``: build new ones for the rows that are there too, in the background.
+    """
+    table = f"{quote(config.database)}.{quote(local_name(stream, config))}{_on_cluster(config)}"
+    if OTHER_CODEC not in definition:
+        yield f"ALTER TABLE {table} MODIFY SETTING {OTHER_CODEC}"
+    declared = extra_names(stream)
+    for name, kind in existing.items():
+        if storage.ours(name) and name not in declared:
+            yield f"ALTER TABLE {table} DROP {kind} IF EXISTS {quote(name)}"
+    for kind, text in storage.definitions(stream.storage):
+        name = text.split()[0]
+        if name not in existing:
+            yield f"ALTER TABLE {table} ADD {kind} IF NOT EXISTS {text}"
+            if backfill:
+                yield f"ALTER TABLE {table} MATERIALIZE {kind} {name}"
 
 
 def _add_columns(stream: Stream, added: Iterable[Field], config: Clickhouse) -> Iterable[str]:

@@ -4,13 +4,14 @@ Declared with the record, checked here: a declaration may come from a topic, and
 """
 
 import re
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
 from schemas.errors import UsageError
 
 KEYS = {"ch.bloom", "ch.rollups", "ch.ttl_longer"}
-START = re.compile(r"toStartOf(?:Minute|FiveMinutes|Hour|Day)\(ts\)")
+START = re.compile(r"to(?:StartOf(?:Minute|FiveMinutes|Hour|Day)|Date|Hour|Minute)\(ts\)")
 SUM = re.compile(r"(\w+)(?: \* (\w+))?")
 HISTOGRAM = re.compile(r"sumForEach\((\w+)\)")
 
@@ -78,27 +79,27 @@ def _require(condition: bool, message: str) -> None:
 
 
 def definitions(storage: Storage) -> list[tuple[str, str]]:
-    """``INDEX`` or ``PROJECTION``, and its definition, as ``CREATE`` and ``ALTER TABLE … ADD`` take them."""
+    """``INDEX`` or ``PROJECTION``, and its definition, as ``CREATE`` and ``ALTER TABLE … ADD`` take them.
+
+    A rollup is named by what it says, so that a changed one is another one beside the old.
+    """
     made = [
         ("INDEX", f"bloom_{name} `{name}` TYPE bloom_filter(0.01) GRANULARITY 1") for name in storage.bloom
     ]
-    for number, each in enumerate(storage.rollups, 1):
+    for each in storage.rollups:
         by = ", ".join(each.by)
-        sums = "".join(f", {_sum(expression)}" for expression in each.sums)
-        made.append(("PROJECTION", f"rollup_{number} (SELECT {by}, count(){sums} GROUP BY {by})"))
+        query = f"SELECT {by}, count(){''.join(f', {_sum(one)}' for one in each.sums)} GROUP BY {by}"
+        made.append(("PROJECTION", f"rollup_{zlib.crc32(query.encode()):08x} ({query})"))
     return made
+
+
+def ours(name: str) -> bool:
+    """Whether an index or projection of that name came from a declaration, of now or of an older version."""
+    return name.startswith(("bloom_", "rollup_"))
 
 
 def _sum(expression: str) -> str:
     return expression if HISTOGRAM.fullmatch(expression) else f"sum({expression})"
-
-
-def granules(storage: Storage) -> str:
-    """Settings of what is read at least. Where single values are looked for (:attr:`Storage.bloom`), a find
-    costs a granule of every column: half of the usual one, in blocks of its own (docs/decisions/0104).
-    """
-    needles = "index_granularity = 4096, min_compress_block_size = 16384"
-    return needles if storage.bloom else "index_granularity = 8192"
 
 
 def life(storage: Storage, days: int, cold: tuple[str, int] | None = None) -> str:

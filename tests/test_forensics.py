@@ -127,6 +127,26 @@ def test_what_an_address_did(config: Path) -> None:
     assert accepted["ports"] == [22], "the port that it came to, not the one it came from"
 
 
+@pytest.mark.parametrize("name", ["address", "dropped", "contacts"])
+def test_what_an_address_did_is_read_from_sums_and_equals_the_samples(config: Path, name: str) -> None:
+    told = yaml.safe_load(config.read_text())["clickhouse"]
+    client = connect(Clickhouse(url=told["url"], database=told["database"]))
+    values = questions()[name].values({"address": ATTACKER}, "90d", "0s")
+    sql = questions()[name].sql
+    try:
+        plan = [line for (line,) in client.query(f"EXPLAIN {sql}", values).result_rows]
+        assert any("rollup_" in line for line in plan), plan
+        summed, raw = (
+            sorted(
+                map(str, client.query(sql, values, settings={"optimize_use_projections": use}).result_rows)
+            )
+            for use in (1, 0)
+        )
+        assert summed == raw and len(raw) > 1
+    finally:
+        client.close()
+
+
 def test_who_wrote_the_rule_that_dropped_a_customer(config: Path) -> None:
     (row,) = ask(config, "dropped", CLIENT)
     assert (row["rule"], row["author"], row["comment"], row["spec"], int(row["packets"])) == (

@@ -14,8 +14,19 @@ SELECT host, how, process, sum(times) AS times, sum(bytes) AS bytes, min(first) 
       AND ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
     GROUP BY host, cgroup
     UNION ALL
+    SELECT host, concat('frames ', verdict), rule, sum(weight * frames), sum(weight * length * frames), min(at), max(at)
+    FROM ( -- summed beforehand, by source and minute
+        SELECT toDateTime(toDate(ts), 'UTC') + 3600 * toHour(ts) + 60 * toMinute(ts) AS at, host, verdict, rule, weight,
+               length, count() AS frames
+        FROM packet_sample WHERE source = {address:IPv6}
+          AND toDate(ts) BETWEEN toDate({since:DateTime64(6, 'UTC')}) AND toDate({until:DateTime64(6, 'UTC')})
+        GROUP BY toDate(ts), toHour(ts), toMinute(ts), host, verdict, rule, weight, length
+    )
+    WHERE at BETWEEN toStartOfMinute({since:DateTime64(6, 'UTC')}) AND {until:DateTime64(6, 'UTC')}
+    GROUP BY host, verdict, rule
+    UNION ALL
     SELECT host, concat('frames ', verdict), rule, sum(weight), sum(weight * length), min(ts), max(ts)
-    FROM packet_sample WHERE (source = {address:IPv6} OR destination = {address:IPv6})
+    FROM packet_sample WHERE destination = {address:IPv6} AND source != destination
       AND ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
     GROUP BY host, verdict, rule
 )

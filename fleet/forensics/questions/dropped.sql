@@ -7,10 +7,16 @@ SELECT dropped.rule AS rule, dropped.verdict AS verdict, dropped.packets AS pack
        dropped.first AS first, dropped.last AS last, written.author AS author, written.signer AS signer,
        written.created AS written, written.comment AS comment, written.spec AS spec
 FROM (
-    SELECT rule, verdict, sum(weight) AS packets, uniq(host) AS hosts, min(ts) AS first, max(ts) AS last
-    FROM packet_sample
-    WHERE source = {address:IPv6} AND verdict IN ('drop', 'shadow')
-      AND ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
+    SELECT rule, verdict, sum(weight * frames) AS packets, uniq(host) AS hosts, min(at) AS first, max(at) AS last
+    FROM ( -- summed beforehand, by source and minute
+        SELECT toDateTime(toDate(ts), 'UTC') + 3600 * toHour(ts) + 60 * toMinute(ts) AS at, verdict, rule, host, weight,
+               count() AS frames
+        FROM packet_sample
+        WHERE source = {address:IPv6} AND verdict IN ('drop', 'shadow')
+          AND toDate(ts) BETWEEN toDate({since:DateTime64(6, 'UTC')}) AND toDate({until:DateTime64(6, 'UTC')})
+        GROUP BY toDate(ts), toHour(ts), toMinute(ts), verdict, rule, host, weight
+    )
+    WHERE at BETWEEN toStartOfMinute({since:DateTime64(6, 'UTC')}) AND {until:DateTime64(6, 'UTC')}
     GROUP BY rule, verdict
 ) AS dropped
 LEFT JOIN (
