@@ -1,6 +1,7 @@
 """``python -m bench [NAME…]``: run the benchmarks, print their tables, keep them in docs/benchmarks.md."""
 
 import importlib
+import os
 import platform
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from bench.common import Row
 
+TABLE = 6  # lines of a section before its figures
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
@@ -22,8 +24,8 @@ def names() -> list[str]:
     return sorted(each.stem for each in files if "\ndef run(" in each.read_text())
 
 
-def section(name: str, rows: list[Row], seconds: float) -> str:
-    """One module's figures as Markdown."""
+def section(name: str, rows: list[Row], seconds: float, before: str = "") -> str:
+    """One module's figures as Markdown; a run of a part keeps the other lines of ``before``."""
     module = importlib.import_module(f"bench.{name}")
     title = (module.__doc__ or name).strip().splitlines()[0].rstrip(".")
     lines = [
@@ -33,16 +35,23 @@ def section(name: str, rows: list[Row], seconds: float) -> str:
         "| what | ours | against | ratio (min/median) | to reach | |",
         "|---|---|---|---|---|---|",
     ]
+    made = []
     for row in rows:
         verdict = "" if row.met is None else "reached" if row.met else "**missed**"
         cells = (row.name, row.ours, row.peer, row.ratio, row.target, verdict)
-        lines.append("| " + " | ".join(each or "—" for each in cells) + " |")
-    return "\n".join(lines) + "\n"
+        made.append("| " + " | ".join(each or "—" for each in cells) + " |")
+    renewed = {_title(line) for line in made}
+    old = [
+        line for line in before.splitlines()[TABLE:] if line.startswith("| ") and _title(line) not in renewed
+    ]
+    return "\n".join(lines + (sorted(old + made) if old else made)) + "\n"
+
+
+def _title(line: str) -> str:
+    return line.split(" | ", maxsplit=1)[0]
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0))
 
 
@@ -55,7 +64,8 @@ def main() -> int:
         print(f"▸ {name}", flush=True)
         begun = time.monotonic()
         rows = importlib.import_module(f"bench.{name}").run()
-        kept[name] = section(name, rows, time.monotonic() - begun)
+        before = kept.get(name, "") if os.environ.get("BENCH_TABLES") else ""
+        kept[name] = section(name, rows, time.monotonic() - begun, before)
         print(kept[name], flush=True)
         missed += sum(row.met is False for row in rows)
         PAGE.write_text(HEAD + "\n" + "\n".join(kept[each] for each in sorted(kept)))

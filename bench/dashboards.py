@@ -1,9 +1,9 @@
 """Dashboards: each panel's queries over a week, on tables of a hundred million rows. One second each.
 
-BENCH_ROWS sets the rows of each large table, BENCH_TABLES (with commas) which of them. Rows are made in the
-engine, seven days of them; tables are filled one after the other, and dropped. A panel whose least interval
-is a minute is asked for the whole week; the others, which show single rows or their own seconds, for the
-hour that they open with.
+BENCH_ROWS sets the rows of each large table, BENCH_TABLES (with commas) which of them: the page keeps the
+figures of the others. Rows are made in the engine, seven days of them; tables are filled one after the other,
+and dropped. A panel whose least interval is a minute is asked for the whole week; the others, which show
+single rows or their own seconds, for the hour that they open with.
 """
 
 import os

@@ -100,7 +100,8 @@ def packet_loss(fleet: Fleet) -> Incident:
     host, begin, end = fleet.host(6), fleet.ago(100), fleet.ago(70)
     there = {"remote_address": mapped(REMOTE)}
     effects = (
-        Effect("tcp_retransmit", (host,), begin, end, there | {"count": "count * 90", "bytes": "bytes * 90"}),
+        Effect("tcp_retransmit", (host,), begin, end,
+               there | {"count": "count * 400", "bytes": "bytes * 400"}),
         Effect("tcp_flow", (host,), begin, end, there | {"retransmits": "30 + bytes_sent % 40",
                "srtt_us": "srtt_us * 4", "ended": "if(bytes_sent % 3 = 0, 'timeout', 'fin')"},
                "direction = 'accepted'"),
