@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from collector.filter.lists import Lists
 from collector.filter.seeing import BATCH_ROWS, Seeing
 from collector.filter.skeleton import skeleton
 from collector.filter.state import Standing, State
+from collector.filter.stats import NOBODY, Stats, Way
 from collector.filter.wanted import Wanted
 from collector.watch import Watch
 from schemas.config import Config
@@ -58,8 +60,8 @@ class Filters(Companion):
 
     kind = FILTER
 
-    def __init__(self, config: Config, again: Callable[[], None]) -> None:
-        """``again`` has :meth:`apply` called once more, with what it was given last."""
+    def __init__(self, config: Config, again: Callable[[], None], way: Way = NOBODY) -> None:
+        """``again`` has :meth:`apply` called once more, with what it was given last; ``way``: of counters."""
         super().__init__()
         self._directory = Path(config.state_dir) / place.DIRECTORY
         self._labels, self._again = config.collector.labels, again
@@ -68,6 +70,7 @@ class Filters(Companion):
         self._balancer = xdp.PINS / config.collector.lb_pins
         self._host: Filter | None = None
         self._seeing: Seeing | None = None
+        self._stats = Stats(self._directory / "shipped.json", way)
         self._guard, self._lists = Guard(), Lists()
         self._wanted, self._known = Wanted(), wanted.Known()
         self._held: dict[str, tuple[str, str]] = {}  # rule → digest of its document, why it is in shadow
@@ -214,6 +217,7 @@ class Filters(Companion):
 
     def start(self) -> None:
         """See :class:`Companion`."""
+        self._stats.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -283,15 +287,13 @@ class Filters(Companion):
             self.put_columns("packet_sample", self._seeing.columns(samples[start : start + BATCH_ROWS]))
 
     def _count(self) -> None:
-        assert self._seeing is not None
-        for row in self._seeing.stats.rows(self._seeing.figures()):
-            self.put("filter_stats", row)
+        assert self._seeing is not None and self._host is not None
+        self.put_all("filter_stats", self._stats.rows(self._host.maps, self._seeing.figures()))
 
     def _count_and_guard(self) -> None:
         assert self._seeing is not None and self._host is not None
         counted = self._seeing.figures()
-        for row in self._seeing.stats.rows(counted):
-            self.put("filter_stats", row)
+        self.put_all("filter_stats", self._stats.rows(self._host.maps, counted))
         spared = self._wanted.forced | self._held.keys()
         rules = {each.id: each for each in self._wanted.rules if _drops(each) and each.id not in spared}
         for name, verdict in self._guard.during(rules.values(), counted).items():
@@ -363,7 +365,13 @@ def handler(agent: "Agent") -> Filters:
             if isinstance(each, DesiredState):
                 each.again(FILTER.name)
 
-    made = Filters(agent.config, again)
+    def numbered() -> int:
+        shipped = agent.output.streams.get("filter_stats")
+        return shipped.shipped if shipped else 0
+
+    stream = "filter_stats"
+    way = Way(partial(agent.next_number, stream), partial(agent.fate, stream), numbered)
+    made = Filters(agent.config, again, way)
     agent.companions.append(made)
     agent.costs["filter"] = made.run_times
     return made

@@ -1,8 +1,7 @@
-"""What the filter saw, as rows: samples column by column, exact counters of each second, heavy hitters."""
+"""What the filter saw: samples column by column, exact counters, heavy hitters."""
 
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from collector.clock import Clock, now_us
 from collector.companion import Row
 from collector.decode import Decoders
 from collector.filter import figures
-from collector.filter.figures import ALLOWED, Figures
-from collector.filter.layout import NO_RULE, VERDICTS
+from collector.filter.figures import Figures
+from collector.filter.layout import NO_RULE
 from collector.ksym import Symbols
 from collector.ring import Ring
 from schemas import declare, dtype
@@ -35,7 +34,6 @@ class Seeing:
         self._maps, self._slots = maps, slots
         self._ring = Ring(maps["packet_sample"], dtype.event(SAMPLES))
         self._decoders = Decoders(Clock(), Cgroups(), Symbols())
-        self.stats = Stats(maps)
 
     def samples(self) -> Events:
         """The kernel's records since the last call."""
@@ -79,47 +77,3 @@ def interface_name(number: int) -> str:
         return socket.if_indextoname(number)
     except OSError:
         return str(number)
-
-
-@dataclass
-class Stats:
-    """What counters gained between two looks."""
-
-    maps: Mapping[str, Map]
-    _before: dict[str, Figures] = field(default_factory=dict)
-    _passed: tuple[int, int, int] = (0, 0, 0)  # packets, bytes, allowed
-    _at: int = 0
-    lost: int = 0  # samples that found no room, since the filter began
-
-    def rows(self, now: Mapping[str, Figures]) -> list[Row]:
-        """Rows of `filter_stats`; the first call only takes note."""
-        at = now_us()
-        beside = figures.scratch(self.maps)
-        passed = (int(beside["packets"].sum()), int(beside["bytes"].sum()), int(beside["allowed"].sum()))
-        self.lost = int(beside["lost"].sum())
-        rows: list[Row] = []
-        if self._at:
-            common = {"ts": at, "interval_us": at - self._at}
-            gains = [_gain(passed[number], self._passed[number]) for number in range(3)]
-            rows.append(common | {"rule": "", "verdict": "pass", "packets": gains[0], "bytes": gains[1]})
-            if gains[2]:
-                rows.append(common | {"rule": "", "verdict": ALLOWED, "packets": gains[2], "bytes": 0})
-            for name, each in now.items():
-                rows += [common | {"rule": name} | row for row in _gained(each, self._before.get(name))]
-        self._before, self._passed, self._at = dict(now), passed, at
-        return rows
-
-
-def _gained(now: Figures, before: Figures | None) -> list[Row]:
-    rows = []
-    for number, verdict in enumerate(VERDICTS):
-        packets = _gain(now.packets[number], before.packets[number] if before else 0)
-        if packets:
-            size = _gain(now.bytes[number], before.bytes[number] if before else 0)
-            rows.append({"verdict": verdict, "packets": packets, "bytes": size})
-    return rows
-
-
-def _gain(now: int, before: int) -> int:
-    """A counter that fell was begun anew."""
-    return now - before if now >= before else now
