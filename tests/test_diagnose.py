@@ -105,7 +105,9 @@ def test_a_fault_is_called_by_its_name_and_has_its_culprit(fleet: Fleet, name: s
     outcome = fleet.observe(name)
     said = [(row["verdict"], row.get("culprit"), row["summary"]) for row in outcome.rows]
     # What else goes on here may be said too; `make bench` counts only runs with nothing beside the fault.
-    assert outcome.expected <= outcome.verdicts and outcome.named, (name, outcome.culprits, said)
+    assert outcome.expected <= outcome.verdicts, (name, said)
+    of_others = outcome.disturbed and outcome.expected <= OF_OTHERS  # who may well have had more
+    assert outcome.named or of_others, (name, outcome.culprits, said)
     row = next(each for each in outcome.rows if each["verdict"] in outcome.expected)
     assert row["score"] >= 0.5 and row["value"] >= row["threshold"] > 0
     evidence = json.loads(row["evidence"])
