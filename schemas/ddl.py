@@ -99,8 +99,9 @@ def create(stream: Stream, config: Clickhouse) -> list[str]:
     days = config.retention_days.get(stream.name, stream.ttl_days)
     cold = (config.cold_volume, config.cold_days) if config.storage_policy and config.cold_days else None
     policy = f"storage_policy = '{config.storage_policy}', " if config.storage_policy else ""
+    key = f"PRIMARY KEY ({', '.join(stream.order[: stream.storage.key])}) " if stream.storage.key else ""
     clauses = (
-        f"PARTITION BY toDate(ts) ORDER BY ({', '.join(stream.order)}) "
+        f"PARTITION BY toDate(ts) {key}ORDER BY ({', '.join(stream.order)}) "
         f"{storage.life(stream.storage, days, cold)} "
         f"SETTINGS {policy}index_granularity = 8192, {OTHER_CODEC}, "
         f"ttl_only_drop_parts = {int(not stream.storage.longer)}, min_bytes_for_wide_part = {WIDE_PART}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from schemas.errors import UsageError
 
-KEYS = {"ch.bloom", "ch.rollups", "ch.ttl_longer"}
+KEYS = {"ch.bloom", "ch.key", "ch.rollups", "ch.ttl_longer"}
 START = re.compile(r"to(?:StartOf(?:Minute|FiveMinutes|Hour|Day)|Date|Hour|Minute)\(ts\)")
 SUM = re.compile(r"(\w+)(?: \* (\w+))?")
 HISTOGRAM = re.compile(r"sumForEach\((\w+)\)")
@@ -34,6 +34,7 @@ class Storage:
     bloom: tuple[str, ...] = ()  # columns in which single values are looked for over any time
     rollups: tuple[Rollup, ...] = ()
     longer: tuple[tuple[str, str, int], ...] = ()  # (column, value, days): rows that outlive the others
+    key: int = 0  # so many columns of the sort key are in the primary index; 0: all
 
 
 def parse(record: dict[str, Any], fields: set[str]) -> Storage:
@@ -51,7 +52,9 @@ def parse(record: dict[str, Any], fields: set[str]) -> Storage:
         _require(column in fields, f"ch.ttl_longer names `{column}`, which is no field")
         _require(bool(re.fullmatch(r"[\w-]*", value)), f"ch.ttl_longer: `{value}` is not a plain value")
         _require(isinstance(days, int) and 0 < days <= 36_500, "ch.ttl_longer: days are a number")
-    return Storage(bloom, tuple(_rollup(each, fields) for each in rollups), lives)
+    key = record.get("ch.key", 0)
+    _require(type(key) is int and 0 <= key <= len(record.get("ch.order", ())), "ch.key is a part of ch.order")
+    return Storage(bloom, tuple(_rollup(each, fields) for each in rollups), lives, key)
 
 
 def _rollup(tree: Any, fields: set[str]) -> Rollup:

@@ -218,12 +218,14 @@ def test_variables_expand_as_the_browser_does() -> None:
         "host": variables.Choice(("a", "o'b"), multi=True),
         "all": variables.Choice(("x", "y"), every=True, multi=True),
         "one": variables.Choice(("7",)),
+        "none": variables.Choice(()),
     }
 
     def expand(sql: str) -> str:
         return variables.interpolate(sql, choices, WINDOW)
 
     assert expand("h IN (${host:singlequote})") == "h IN ('a','o\\'b')"
+    assert expand("h = ${none:singlequote}") == "h = ''"
     assert expand("h IN ($host) AND n = $one") == "h IN ('a','o'b') AND n = 7"
     assert expand("$__conditionalAll(f(h, 1) IN (${all:singlequote}), $all)") == "1=1"
     assert (

@@ -26,7 +26,8 @@ def record(**more: Any) -> dict[str, Any]:
 
 
 FULL = record(**{
-    "ch.bloom": ["length"], "ch.ttl_longer": {"verdict": {"drop": 400}},
+    "ch.key": 1, "ch.order": ["verdict", "ts"], "ch.bloom": ["length"],
+    "ch.ttl_longer": {"verdict": {"drop": 400}},
     "ch.rollups": [{"by": ["toStartOfMinute(ts)", "verdict"], "sums": ["weight", "length * weight"]}],
 })  # fmt: skip
 
@@ -42,6 +43,8 @@ FULL = record(**{
         ({"ch.ttl_longer": {"verdict": {"drop', 1)--": 4}}}, "plain value"),
         ({"ch.ttl_longer": {"verdict": {"drop": "4"}}}, "a number"),
         ({"ch.ttl_longer": {"verdict": 4}}, "column"),
+        ({"ch.key": 3, "ch.order": ["verdict", "ts"]}, "part of ch.order"),
+        ({"ch.key": "1) --"}, "part of ch.order"),
     ],
 )
 def test_what_is_no_declaration_is_refused(wrong: dict[str, Any], why: str) -> None:

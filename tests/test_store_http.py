@@ -211,6 +211,20 @@ def test_errors_speak_of_the_data_not_of_us(store: StoreProcess) -> None:
     assert b"/proc" not in body
 
 
+def test_a_slip_is_told_with_its_place(store: StoreProcess) -> None:
+    """The parser's own words; of two statements behind a slip neither is run."""
+    assert send(store, "CREATE TABLE kept (x UInt8) ENGINE = Memory")[0] == 200
+    for text, told in (
+        ("SELECT\n a,\n b c d\nFROM t", "line 3, col 6"), ("SELEC 1", "Maybe you meant: SELECT"),
+        ("SELECT 'it\\'s' WHERE x = ORDER BY 1", "ORDER"), ("-- nothing", "Empty query"),
+        ("x'; DROP TABLE kept; --", "position"), ("x; DROP TABLE kept", "position 1"),
+    ):  # fmt: skip
+        answer = send(store, text)
+        assert (answer[0], code(answer)) == (400, 62) and told in answer[2].decode(), answer
+        assert "formatQuery" not in answer[2].decode()
+    assert send(store, "DROP TABLE kept")[0] == 200
+
+
 def test_quote_in_names(store: StoreProcess) -> None:
     send(store, "CREATE DATABASE `it's ``odd`")
     assert send(store, "SELECT currentDatabase() = 'it\\'s `odd'", database="it's `odd")[2] == b"1\n"

@@ -61,7 +61,7 @@ def interpolate(sql: str, choices: Choices, window: Window) -> str:
         if form:
             if form not in FORMATS:
                 raise BpfleetError(f"${{{name}:{form}}}: unknown format; use one of {', '.join(FORMATS)}")
-            return FORMATS[form](chosen.values)
+            return FORMATS[form](chosen.values or ("",))  # no option: Grafana's value is an empty text
         return "'" + "','".join(chosen.values) + "'" if chosen.multi else "".join(chosen.values[:1])
 
     return BRACED.sub(value, sql)

@@ -183,7 +183,7 @@ class Queries:
             return insert.run(connection, asked, parsed, text[parsed.data :], wire, self.server, self._spill)
         plan = connection.raw.classify_query(parsed.sql)
         if plan["statement_count"] == 0:
-            raise StoreError(SYNTAX_ERROR, "Empty query")
+            raise _unreadable(connection, parsed.sql)
         if plan["statement_count"] > 1:
             raise StoreError(SYNTAX_ERROR, "Syntax error (Multi-statements are not allowed)")
         effect = plan["query_class"].name
@@ -244,3 +244,13 @@ def _decoder(request: Request) -> Decoder:
     whole = not form.is_form(request.headers.get("content-type", ""))
     in_blocks = whole and yes(request.query_params, "decompress")
     return Decoder(request.headers.get("content-encoding", "").lower(), in_blocks)
+
+
+def _unreadable(connection: Connection, sql: bytes) -> StoreError:
+    """What the engine's parser says of a statement that is none; nothing of it is run."""
+    escaped = sql.replace(b"\\", b"\\\\").replace(b"'", b"\\'")
+    try:
+        connection.run(b"SELECT formatQuery('" + escaped + b"')")
+    except StoreError as error:
+        return StoreError(error.code, str(error).partition(": In scope ")[0])
+    return StoreError(SYNTAX_ERROR, "Empty query")
