@@ -97,6 +97,15 @@ def test_hundreds_of_rules_in_one_program(count: int) -> None:
             assert matcher.hits(frame) == matcher.judged(frame), frame.hex()
 
 
+def test_a_rule_that_contradicts_itself_harms_no_other() -> None:
+    """libpcap does not see that it can never match."""
+    never = "(tcp port 80 or udp dst port 0) and (ip proto 6 or less 1008) and ip6 proto 17 and len >= 1500"
+    texts = [never, "not udp port 80", "len < 100 and len > 200 and udp", "less 99 and greater 200"]
+    with matching(texts) as matcher:
+        for frame in frames(random.Random(9), 200):
+            assert matcher.hits(frame) == matcher.judged(frame), frame.hex()
+
+
 def test_random_bytes_never_abort() -> None:
     dice = random.Random(7)
     texts = compilable([shapes(dice) for _ in range(80)])

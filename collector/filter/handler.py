@@ -134,8 +134,8 @@ class Filters(Companion):
 
         try:
             applied = put()
-        except BpfleetError as error:
-            log.warning("filter: %s", error)
+        except Exception as error:  # also a fault of our own: one rule must not keep the others from changing
+            log.warning("filter: %s", error, exc_info=not isinstance(error, BpfleetError))
             if not self._leave_out(host, gathered, str(error)):
                 raise
             applied = put()

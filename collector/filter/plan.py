@@ -252,6 +252,8 @@ class Planner:
     def _hull(self, group: Rules, value: int, facts: Facts) -> Plan | None:
         """One arm around all of the group; None where that tells nothing new."""
         spans = [span for _, node in group for span in self.needs(node)[value]]
+        if not spans:  # what they need excludes each other: none can match
+            return NOTHING
         known = facts.of(value) or self.graph.spans[value]
         low, high = min(x for x, _ in spans), max(x for _, x in spans)
         if self._enables(value):
