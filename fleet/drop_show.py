@@ -24,9 +24,10 @@ COUNTED = (
     " WHERE ts >= {since:DateTime64(6)} AND rule IN {rules:Array(String)} GROUP BY rule"
 )
 EVENTS = (
-    "SELECT toString(ts) AS ts, host, rule, event, mode, action, author, source, dropped, shadowed, passed,"
-    " samples, legitimate, duration_us, reason, match FROM filter_event"
-    " WHERE ts >= now() - {seconds:UInt64} AND ({rule:String} = '' OR rule = {rule:String}) ORDER BY ts"
+    "SELECT toString(each.ts) AS ts, host, rule, event, mode, action, author, source, dropped, shadowed,"
+    " passed, samples, legitimate, duration_us, reason, match FROM filter_event AS each"
+    " WHERE each.ts >= now() - {seconds:UInt64} AND ({rule:String} = '' OR rule = {rule:String})"
+    " ORDER BY each.ts"
 )
 LONG = 60  # characters of an expression in a table
 

@@ -54,6 +54,10 @@ def record(fleet: Fleet, target: str) -> None:
 
     shown = eventually(recorded)
     print(fleet.run_command("attacks", "list"))
+    log = fleet.run_command("drop", "log", shown["rules"][0], "--since", "1h", "--json").splitlines()
+    print(fleet.run_command("drop", "log"))
+    told = {(row["host"], row["event"]) for row in map(json.loads, log)}
+    assert {(host, event) for host in shown["hosts"] for event in ("added", "enforced")} <= told
     assert shown["share_dropped"] >= 0.99 and shown["seconds_to_drop"] < 4 and len(shown["hosts"]) == 3
     assert shown["legitimate_lost"] == 0 < shown["legitimate"] and shown["sources"] and shown["rules"]
     steps = [each["event"] for each in shown["steps"]]
