@@ -55,4 +55,7 @@ def explain(error: Exception, config: Clickhouse) -> BpfleetError:
             f"ClickHouse at {config.url} refuses user {config.user}; check clickhouse.password_file"
         )
     told = re.search(r"DB::Exception: (.*?)(?: \(version [^)]*\))?(?: \(for url [^)]*\))?$", text)
-    return BpfleetError(f"ClickHouse: {(told[1] if told else text)[:600]}")
+    said = told[1] if told else text
+    code = re.search(r" \([A-Z_0-9]+\)$", said)  # of what may be long: a parser names all that it expected
+    said, end = (said[: code.start()], code[0]) if code else (said, "")
+    return BpfleetError(f"ClickHouse: {said.partition(' Expected one of: ')[0][:600]}{end}")

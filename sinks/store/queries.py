@@ -248,9 +248,8 @@ def _decoder(request: Request) -> Decoder:
 
 def _unreadable(connection: Connection, sql: bytes) -> StoreError:
     """What the engine's parser says of a statement that is none; nothing of it is run."""
-    escaped = sql.replace(b"\\", b"\\\\").replace(b"'", b"\\'")
     try:
-        connection.run(b"SELECT formatQuery('" + escaped + b"')")
+        connection.run(f"SELECT formatQuery(unhex('{sql.hex()}'))")
     except StoreError as error:
         return StoreError(error.code, str(error).partition(": In scope ")[0])
     return StoreError(SYNTAX_ERROR, "Empty query")
