@@ -7,7 +7,8 @@ from test_filter_program import Bench, rule, udp
 
 from collector.filter import figures
 from collector.filter.host import Filter
-from collector.filter.stats import Stats, Way
+from collector.filter.stats import Stats
+from collector.passage import Way
 
 
 class Agent:

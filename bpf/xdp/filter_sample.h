@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 // Sampling. The gap to the next sample is drawn evenly between half and one and a half times 2^shift, so every
 // packet has the same chance, 2^-shift. A sample stands for the packets since the one before; what that was too many
-// for one sample the next ones pay, so that sums are right but for the last gap. A packet that is not sampled costs a decrement. The shift follows the packets of the last window and,
-// within a window, doubles the gap whenever the budget is spent: a flood costs no more than a trickle. When the
-// shift changes, what is left of a gap is stretched or shrunk with it, so that the change favours no packet.
+// for one sample the next ones pay, so that sums are right but for the last gap. A packet that is not sampled costs a
+// decrement. The shift follows the packets of the last window and, within a window, doubles the gap whenever the
+// budget is spent: a flood costs no more than a trickle. When the shift changes, what is left of a gap is stretched
+// or shrunk with it, so that the change favours no packet.
 #pragma once
 
 #include "xdp/filter_maps.h"

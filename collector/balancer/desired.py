@@ -6,15 +6,15 @@ balancer goes; one that commands of the host made is left alone until a document
 """
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from collector import xdp, xdp_chain
 from collector.balancer.checker import Checker
-from collector.balancer.reporter import Reporter, Way
+from collector.balancer.reporter import Reporter
 from collector.balancer.state import State
 from collector.desired import DesiredState
 from collector.desired_worker import APPLIED, Outcome
+from collector.passage import Way
 from schemas import lb
 from schemas.config import Config
 from schemas.desired import Document
@@ -151,18 +151,13 @@ def handler(agent: "Agent") -> Balancers:
     """The handler, and beside it what reports on the balancer and checks its reals."""
     xdp.pin_directory(xdp_chain.FOLDER)  # mounts bpffs, while that may still be done
 
-    def numbered() -> int:
-        shipped = agent.output.streams.get("lb_stats")
-        return shipped.shipped if shipped else 0
-
     def again() -> None:
         for each in agent.companions:
             if isinstance(each, DesiredState):
                 each.again(lb.LB.name)
 
-    way = Way(partial(agent.next_number, "lb_stats"), partial(agent.fate, "lb_stats"), numbered, again)
     claim = xdp.Claim(agent.config.collector.lb_pins)
-    reporter = Reporter(agent.config, way, claim)
+    reporter = Reporter(agent.config, Way.of(agent, "lb_stats"), again, claim)
     agent.companions += [reporter, Checker(agent.config)]
     agent.costs["balancer"] = reporter.run_times
     return Balancers(agent.config, claim)

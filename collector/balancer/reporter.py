@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from collector.balancer.stats import Stats, named
 from collector.bpf_map import Map
 from collector.clock import Clock, now_us
 from collector.companion import Companion
+from collector.passage import Passage, Way
 from collector.ring import Ring
 from collector.watch import Watch
 from schemas import declare, dtype, lb
@@ -37,33 +38,21 @@ FLOW = declare.streams()["lb_flow"]
 FLOW_REASONS = {each.number: each.name for each in REASONS} | {len(REASONS): "ring"}
 
 
-@dataclass(frozen=True)
-class Way:
-    """What the agent knows of batches of lb_stats."""
-
-    next_number: Callable[[], int]
-    fate: Callable[[int], bool | None]  # of an earlier process's batch: arrives, or not; None: not known yet
-    numbered: Callable[[], int]  # rows that got a number since the start
-    again: Callable[[], None]  # have desired state applied once more
-
-
 class Reporter(Companion):
     """See the module."""
 
-    def __init__(self, config: Config, way: Way, claim: xdp.Claim) -> None:
+    def __init__(self, config: Config, way: Way, again: Callable[[], None], claim: xdp.Claim) -> None:
+        """``again`` has desired state applied once more; ``way``: of batches of lb_stats."""
         super().__init__()
         self.place = xdp.PINS / config.collector.lb_pins
         self._file = ledger_file(config, self.place)
-        self._way, self._claim = way, claim
-        self._first = 0  # the first number of this process
+        self._passage, self._again, self._claim = Passage(way), again, claim
         self._journal = Journal(journal_file(self._file))
         self._stats = Stats(self._file.with_suffix(".shipped"))
         self._clock = Clock()
         self._plane: Dataplane | None = None
         self._flows: Ring | None = None
         self._ledger, self._stamp = Ledger(), 0
-        self._put = 0  # rows of lb_stats
-        self._on_the_way = False
         self._due = dict.fromkeys(("stats", "flows", "drains", "ways"), 0.0)
         self._run_times = RunTimes()
         self._stopping = threading.Event()
@@ -72,7 +61,7 @@ class Reporter(Companion):
 
     def start(self) -> None:
         """Begin to report."""
-        self._first = self._way.next_number()
+        self._passage.start()
         self._thread.start()
 
     def stop(self) -> None:
@@ -102,23 +91,23 @@ class Reporter(Companion):
     @property
     def _is_idle(self) -> bool:
         """Whether this host balances nothing: until its state's directory changes there is nothing to do."""
-        return self._plane is None and not self._on_the_way
+        return self._plane is None and not self._passage.on_the_way
 
     def _pause(self) -> float:
         """Short while rows are on their way."""
-        return 0.05 if self._on_the_way else FLOWS_S / 2
+        return 0.05 if self._passage.on_the_way else FLOWS_S / 2
 
     def _pass(self) -> None:
         """Whatever is due."""
         try:
-            self._settle()
+            settled = self._settle()
             now = time.monotonic()
             if now >= self._due["flows"]:
                 self._due["flows"] = now + FLOWS_S
                 self._find()
                 self._tell_events()
                 self._tell_flows()
-            if now >= self._due["stats"] and not self._on_the_way and self._clear_doubt():
+            if now >= self._due["stats"] and settled:
                 self._due["stats"] = max(self._due["stats"] + STATS_S, now)
                 self._tell_stats()
             if now >= self._due["drains"]:
@@ -127,7 +116,7 @@ class Reporter(Companion):
             if now >= self._due["ways"]:
                 self._due["ways"] = now + WAYS_S
                 if self._ledger.documents and (self._plane is None or self._is_astray(self._plane)):
-                    self._way.again()  # pins that are gone took the link with them
+                    self._again()  # pins that are gone took the link with them
         except BpfleetError as error:
             log.warning("balancer: %s", error)
             self._close()
@@ -180,23 +169,15 @@ class Reporter(Companion):
             return
         columns = self._stats.gained(self._plane, self._ledger, now_us())
         if columns is not None:
-            self._put += len(columns["ts"])
-            self._on_the_way = True
-            self._stats.pend(self._way.next_number())
+            self._stats.pend(self._passage.send(len(columns["ts"])))
             self.put_columns("lb_stats", columns)
 
-    def _settle(self) -> None:
-        """Once the rows on the way have their number, their fate is the agent's business."""
-        if self._on_the_way and self._way.numbered() >= self._put:
-            self._stats.settle(arrives=True)
-            self._on_the_way = False
-
-    def _clear_doubt(self) -> bool:
-        """Whether it is known what became of the batch that an earlier process was about to ship."""
+    def _settle(self) -> bool:
+        """Whether it is known what became of the batch that was last about to be shipped."""
         number = self._stats.doubtful
         if number < 0:
             return True
-        arrives = number < self._first and self._way.fate(number)
+        arrives = self._passage.arrives(number)
         if arrives is None:
             return False
         self._stats.settle(arrives=arrives)

@@ -55,7 +55,7 @@ class Stats:
 
     @property
     def doubtful(self) -> int:
-        """The batch that an earlier process was about to ship; -1: none."""
+        """The batch that this process, or an earlier one, was about to ship; -1: none."""
         return self.shipped.number
 
     def _read(self) -> Shipped:

@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from collector.companion import Companion
 from collector.desired import DesiredState
 from collector.desired_worker import Outcome
 from collector.filter import events, place, sets, wanted
+from collector.filter.figures import Figures
 from collector.filter.guard import Guard
 from collector.filter.host import Applied, Filter
 from collector.filter.interfaces import chosen, indexes
@@ -31,8 +31,9 @@ from collector.filter.lists import Lists
 from collector.filter.seeing import BATCH_ROWS, Seeing
 from collector.filter.skeleton import skeleton
 from collector.filter.state import Standing, State
-from collector.filter.stats import NOBODY, Stats, Way
+from collector.filter.stats import Stats
 from collector.filter.wanted import Wanted
+from collector.passage import NOBODY, Way
 from collector.watch import Watch
 from schemas.config import Config
 from schemas.desired import Document
@@ -286,14 +287,15 @@ class Filters(Companion):
         for start in range(0, len(samples), BATCH_ROWS):
             self.put_columns("packet_sample", self._seeing.columns(samples[start : start + BATCH_ROWS]))
 
-    def _count(self) -> None:
-        assert self._seeing is not None and self._host is not None
-        self.put_all("filter_stats", self._stats.rows(self._host.maps, self._seeing.figures()))
-
-    def _count_and_guard(self) -> None:
+    def _count(self) -> Mapping[str, Figures]:
         assert self._seeing is not None and self._host is not None
         counted = self._seeing.figures()
         self.put_all("filter_stats", self._stats.rows(self._host.maps, counted))
+        return counted
+
+    def _count_and_guard(self) -> None:
+        counted = self._count()
+        assert self._host is not None
         spared = self._wanted.forced | self._held.keys()
         rules = {each.id: each for each in self._wanted.rules if _drops(each) and each.id not in spared}
         for name, verdict in self._guard.during(rules.values(), counted).items():
@@ -365,13 +367,7 @@ def handler(agent: "Agent") -> Filters:
             if isinstance(each, DesiredState):
                 each.again(FILTER.name)
 
-    def numbered() -> int:
-        shipped = agent.output.streams.get("filter_stats")
-        return shipped.shipped if shipped else 0
-
-    stream = "filter_stats"
-    way = Way(partial(agent.next_number, stream), partial(agent.fate, stream), numbered)
-    made = Filters(agent.config, again, way)
+    made = Filters(agent.config, again, Way.of(agent, "filter_stats"))
     agent.companions.append(made)
     agent.costs["filter"] = made.run_times
     return made

@@ -5,8 +5,7 @@ that batch (docs/decisions/0053-sums-that-survive-kills.md has why).
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -18,24 +17,12 @@ from collector.companion import Row
 from collector.filter import figures
 from collector.filter.figures import ALLOWED, Figures
 from collector.filter.layout import VERDICTS
+from collector.passage import Passage, Way
 from collector.sequence import boot_id
 
 log = logging.getLogger("bpfleet.collector")
-Counters = dict[
-    str, list[int]
-]  # packets, then bytes, in the order of VERDICTS; "": frames let through, allowed
-
-
-@dataclass(frozen=True)
-class Way:
-    """What the agent knows of batches of `filter_stats`."""
-
-    next_number: Callable[[], int]
-    fate: Callable[[int], bool | None]  # of an earlier process's batch: arrives, or not; None: not known yet
-    numbered: Callable[[], int]  # rows that got a number since the start
-
-
-NOBODY = Way(lambda: 0, lambda number: True, lambda: 2**62)  # who takes rows without numbering batches
+# By rule: packets, then bytes, in the order of VERDICTS; "": frames let through, allowed.
+Counters = dict[str, list[int]]
 
 
 class Shipped(Struct):
@@ -53,15 +40,12 @@ class Stats:
     """See the module. For one thread at a time."""
 
     def __init__(self, file: Path, way: Way) -> None:
-        self._file, self._way = file, way
-        self._first = 0  # the first number of this process
-        self._put = 0  # rows
-        self._on_the_way = False
+        self._file, self._passage = file, Passage(way)
         self._shipped = self._read()
 
     def start(self) -> None:
         """The numbers of batches are known."""
-        self._first = self._way.next_number()
+        self._passage.start()
 
     def _read(self) -> Shipped:
         try:
@@ -84,9 +68,8 @@ class Stats:
             return []
         common = {"ts": at, "interval_us": at - before.at}
         rows = [common | row for name, each in now.items() for row in _rows(name, each, before.counters)]
-        self._put += len(rows)
-        self._on_the_way = True
-        self._keep(Shipped(mark, before.at, before.counters, self._way.next_number(), at, now))
+        number = self._passage.send(len(rows))
+        self._keep(Shipped(mark, before.at, before.counters, number, at, now))
         return rows
 
     def _settle(self) -> bool:
@@ -94,14 +77,11 @@ class Stats:
         last = self._shipped
         if last.number < 0:
             return True
-        if self._on_the_way:
-            arrives = True if self._way.numbered() >= self._put else None
-        else:
-            arrives = last.number < self._first and self._way.fate(last.number)
+        arrives = self._passage.arrives(last.number)
         if arrives is None:
             return False
         at, counters = (last.next_at, last.next_counters) if arrives else (last.at, last.counters)
-        self._shipped, self._on_the_way = Shipped(last.maps, at, counters), False
+        self._shipped = Shipped(last.maps, at, counters)
         return True
 
     def _keep(self, shipped: Shipped) -> None:
