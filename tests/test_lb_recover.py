@@ -97,3 +97,22 @@ def test_what_cannot_be_read_can_be_taken_down(lb: Bench) -> None:
     take_down(lb.config, lb.place)
     assert not lb.place.exists()
     lb.state = State.open(lb.config, lb.place, model.Limits(vips=31, backends=511, flows=4096))
+
+
+def told(lb: Bench) -> set[tuple[str, str, int]]:
+    """Of each ring that changed since it was asked last: the real, what became of it, its slots."""
+    rows = lb.state.journal.read()
+    return {(each["real"], each["state"], each["slots"]) for each in rows if each["event"] == "ring"}
+
+
+def test_a_real_that_is_down_when_it_goes_is_told_of(lb: Bench) -> None:
+    """It has no share to lose; yet who reads of it must not take it for down for ever."""
+    lb.apply(web(*REALS[:3]))
+    lb.state.set_down([f"web {REALS[0]}"])
+    told(lb)
+    lb.apply(web(*REALS[1:3]))
+    assert told(lb) == {(REALS[0], "removed", 0)}
+    lb.state.set_down([f"web {REALS[1]}"])
+    told(lb)
+    lb.apply({})
+    assert told(lb) == {(REALS[1], "removed", 0), (REALS[2], "removed", 0)}

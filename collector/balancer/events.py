@@ -23,11 +23,18 @@ def ring(
     vip: str, old: Array | None, new: Array | None, reals: tuple[Vip | None, Vip | None],
     names: dict[int, tuple[str, str]], down: tuple[set[str], set[str]],
 ) -> list[Row]:  # fmt: skip
-    """One row for each real whose share of the ring changed; ``reals`` and ``down``: before and after."""
+    """One row for each real whose share of the ring changed, and for each that is no real of it any more.
+
+    ``reals`` and ``down``: before and after. One that was down had no share to lose: it is told of all the
+    same, or whoever reads would take it for down for ever.
+    """
     had, has = shares(old), shares(new)
+    left = {each.address for each in reals[0].reals} if reals[0] else set()
+    left -= {each.address for each in reals[1].reals} if reals[1] else set()
+    gone = {number for number, (whose, real) in names.items() if whose == vip and real in left}
     rows = []
-    for number in sorted({*had, *has}):
-        if had.get(number, 0) != has.get(number, 0):
+    for number in sorted({*had, *has, *gone}):
+        if number in gone or had.get(number, 0) != has.get(number, 0):
             real = names[number][1]
             state, reason = _cause(vip, real, reals, down)
             rows.append(

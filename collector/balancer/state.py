@@ -297,6 +297,7 @@ def take_down(config: Config, place: Path) -> None:
         checks.detach(xdp_chain.interfaces(place.name))
         dataplane.unpin(place)
         file.unlink(missing_ok=True)
+        Journal(journal_file(file)).add({"event": "removed", "reason": "the balancer was taken down anyhow"})
     finally:
         os.close(lock)
 

@@ -1,4 +1,4 @@
-"""Alert rules: a query of one number and its labels, a threshold, what to do, and the panel that shows it.
+"""Alert rules: a question of :mod:`.firing`, what to do, and the panel that shows it.
 
 Grafana's server evaluates them each minute: only the data source's own macros may be used, no variables. The
 window of a rule is far longer than the seconds that a row takes to its table. Labels stand in texts as
@@ -8,11 +8,11 @@ window of a rule is far longer than the seconds that a row takes to its table. L
 from typing import Any
 
 from dashboards.source import attacks, balancer, fleet, host, network, pipeline
-from dashboards.source.firing import against_past, drops
+from dashboards.source import firing as asked
+from dashboards.source.firing import Firing
 from dashboards.source.panels import TABLE, target
 from dashboards.source.provisioning import FOLDER, UID
 
-TIME = "$__timeFilter(ts)"
 BOARDS = {
     module.DASHBOARD["uid"]: module.DASHBOARD
     for module in (attacks, balancer, fleet, host, network, pipeline)
@@ -20,23 +20,25 @@ BOARDS = {
 
 
 def rule(
-    name: str, title: str, sql: str, *, above: float, window: int, severity: str, what: str, do: str,
-    panel: tuple[str, str], lasting: str = "0s", silence: str = "OK",
+    name: str, title: str, question: Firing, *, what: str, do: str, panel: tuple[str, str],
+    lasting: str = "0s", silence: str = "OK",
 ) -> dict[str, Any]:  # fmt: skip
-    """One rule: it fires for each row of ``sql`` whose number is above ``above``.
+    """One rule: it fires for each row of the question whose value is above its limit.
 
-    ``window``: seconds the query looks back; ``lasting``: for how long it must be so; ``silence``: the state
-    when there is no row at all; ``panel``: dashboard and title of the panel that shows it.
+    ``lasting``: for how long it must be so; ``silence``: the state when there is no row at all; ``panel``:
+    dashboard and title of the panel that shows it.
     """
     uid = f"bpfleet-{panel[0]}"
     number = next(each["id"] for each in BOARDS[uid]["panels"] if each["title"] == panel[1])
-    query = {**target(sql, TABLE), "intervalMs": 60_000, "maxDataPoints": 1_000}
+    known = {each["name"] for each in BOARDS[uid]["templating"]["list"]}
+    chosen = "".join(f"&var-{each}={{{{ .Labels.{each} }}}}" for each in question.labels if each in known)
+    query = {**target(question.alert, TABLE), "intervalMs": 60_000, "maxDataPoints": 1_000}
     query["datasource"] = {"type": "grafana-clickhouse-datasource", "uid": UID}
-    span = {"from": window, "to": 0}
+    span = {"from": question.window, "to": 0}
     threshold = {
         "refId": "B", "type": "threshold", "expression": "A",
         "datasource": {"type": "__expr__", "uid": "__expr__"},
-        "conditions": [{"type": "query", "evaluator": {"type": "gt", "params": [above]}}],
+        "conditions": [{"type": "query", "evaluator": {"type": "gt", "params": [question.above]}}],
     }  # fmt: skip
     return {
         "uid": f"bpfleet-{name}",
@@ -51,38 +53,22 @@ def rule(
         "noDataState": silence,
         "execErrState": "Error",
         "for": lasting,
-        "labels": {"severity": severity, "source": "bpfleet"},
+        "labels": {"severity": question.severity, "source": "bpfleet"},
         "annotations": {
             "summary": what,
             "description": " ".join(do.split()),
-            "panel": f"/d/{uid}?viewPanel={number}&from=now-1h&to=now&var-host={{{{ .Labels.host }}}}",
+            "panel": f"/d/{uid}?viewPanel={number}&from=now-1h&to=now{chosen}",
             "__dashboardUid__": uid,
             "__panelId__": str(number),
         },
     }
 
 
-LAST_ATTACK = f"""
-SELECT id, argMax(target, revision) AS target, argMax(state, revision) AS state,
-  argMax(detected, revision) AS detected, argMax(after, revision) AS after,
-  argMax(after_dropped, revision) AS after_dropped, argMax(peak_pps, revision) AS peak
-FROM (SELECT id, revision, target, state, detected, after, after_dropped, peak_pps FROM attack WHERE {TIME})
-GROUP BY id"""
-MITIGATED = "if(after = 0, 0, after_dropped / after)"
-
-
 HOSTS = [
     rule(
         "host-verdict",
         "Host in trouble",
-        f"""
-SELECT target_host AS host, argMax(verdict, ts) AS cause, argMax(score, ts) AS value
-FROM verdict WHERE {TIME} AND rank = 1
-GROUP BY target_host HAVING cause NOT IN ('nothing_wrong', 'no_data')""",
-        above=0.5,
-        window=300,
-        lasting="2m",
-        severity="warning",
+        asked.VERDICT,
         panel=("fleet", "Verdict of each host"),
         what="{{ .Labels.host }}: {{ .Labels.cause }}",
         do="Open the panel: it names the culprit and the figures. For a noisy neighbour limit or move the "
@@ -91,11 +77,7 @@ GROUP BY target_host HAVING cause NOT IN ('nothing_wrong', 'no_data')""",
     rule(
         "oom",
         "Process killed for want of memory",
-        f"""
-SELECT host, cgroup, count() AS value FROM oom_kill WHERE {TIME} GROUP BY host, cgroup""",
-        above=0,
-        window=600,
-        severity="warning",
+        asked.OOM,
         panel=("host", "Killed for want of memory"),
         what="{{ .Labels.host }}: the kernel killed a process of {{ .Labels.cgroup }}",
         do="Cause cgroup: raise its memory limit, or see why it grew. Cause host: move work away.",
@@ -103,11 +85,8 @@ SELECT host, cgroup, count() AS value FROM oom_kill WHERE {TIME} GROUP BY host, 
     rule(
         "retransmits",
         "Many TCP segments sent again",
-        against_past("tcp_retransmits", "tcp_segments", "pressure", 0.01),
-        above=1,
-        window=3_600,
+        asked.RETRANSMITS,
         lasting="2m",
-        severity="warning",
         panel=("host", "Segments sent again"),
         what="{{ .Labels.host }} sends far more TCP segments again than in the hour before",
         do="See Network: one remote far ahead means its way is sick; all of them: this host's own link, or "
@@ -116,11 +95,8 @@ SELECT host, cgroup, count() AS value FROM oom_kill WHERE {TIME} GROUP BY host, 
     rule(
         "drops",
         "Many packets dropped",
-        against_past("packets", "interval_us / 1e6", drops(), 100),
-        above=1,
-        window=3_600,
+        asked.DROPS,
         lasting="1m",
-        severity="warning",
         panel=("network", "Dropped, by reason"),
         what="{{ .Labels.host }} drops far more packets than in the hour before",
         do="The reason names the layer: SOCKET_RCVBUFF: the program is too slow; NO_SOCKET: a scan or a "
@@ -132,11 +108,7 @@ ATTACKS = [
     rule(
         "attack-started",
         "Attack started",
-        f"""
-SELECT id AS attack, target, peak AS value FROM ({LAST_ATTACK}) WHERE state = 'active'""",
-        above=0,
-        window=86_400,
-        severity="warning",
+        asked.ATTACK_STARTED,
         panel=("attacks", "Attacks"),
         what="Attack {{ .Labels.attack }} on {{ .Labels.target }}",
         do="Open the attack in depth. With policy suggest or shadow a person must publish the rule it "
@@ -145,11 +117,7 @@ SELECT id AS attack, target, peak AS value FROM ({LAST_ATTACK}) WHERE state = 'a
     rule(
         "attack-mitigated",
         "Attack mitigated",
-        f"""
-SELECT id AS attack, target, {MITIGATED} AS value FROM ({LAST_ATTACK}) WHERE state = 'active'""",
-        above=0.99,
-        window=86_400,
-        severity="info",
+        asked.ATTACK_MITIGATED,
         panel=("attacks", "Attacks"),
         what="Attack {{ .Labels.attack }} on {{ .Labels.target }} is met: 99 % and more of it is dropped",
         do="Nothing to do; check the share of legitimate packets lost.",
@@ -157,27 +125,16 @@ SELECT id AS attack, target, {MITIGATED} AS value FROM ({LAST_ATTACK}) WHERE sta
     rule(
         "attack-not-mitigated",
         "Attack not mitigated",
-        f"""
-SELECT id AS attack, target, 1 - {MITIGATED} AS value FROM ({LAST_ATTACK})
-WHERE state = 'active' AND detected < $__toTime - 60""",
-        above=0.05,
-        window=86_400,
-        severity="critical",
+        asked.NOT_MITIGATED,
         panel=("attacks", "Mitigated"),
-        what="A minute after it was found, attack {{ .Labels.attack }} on {{ .Labels.target }} still comes "
-        "through",
+        what="Attack {{ .Labels.attack }} on {{ .Labels.target }} came through within the last minute",
         do="See its steps: refused or held rules say why. Write a rule by hand with `bpfleet drop`, or "
         "call upstream.",
     ),
     rule(
         "rule-rolled-back",
         "Rule rolled back",
-        f"""
-SELECT host, rule, count() AS value FROM filter_event WHERE {TIME} AND event = 'rolled_back'
-GROUP BY host, rule""",
-        above=0,
-        window=600,
-        severity="warning",
+        asked.ROLLED_BACK,
         panel=("attacks", "What happened to rules"),
         what="{{ .Labels.host }} took rule {{ .Labels.rule }} out of force: it hit legitimate packets",
         do="Look at the samples it matched, narrow its expression, publish it in shadow first.",
@@ -188,13 +145,8 @@ BALANCER = [
     rule(
         "real-down",
         "Real down",
-        f"""
-SELECT host, vip, real, toUInt8(argMax(state, ts) = 'down') AS value
-FROM lb_event WHERE {TIME} AND event = 'health' GROUP BY host, vip, real""",
-        above=0,
-        window=2_592_000,
+        asked.REAL_DOWN,
         lasting="30s",
-        severity="warning",
         panel=("balancer", "Health of reals"),
         what="{{ .Labels.host }} finds {{ .Labels.real }} of {{ .Labels.vip }} down",
         do="If several balancers say so, the real is down: look at it. If one does: the way between the two.",
@@ -202,16 +154,9 @@ FROM lb_event WHERE {TIME} AND event = 'health' GROUP BY host, vip, real""",
     rule(
         "vip-without-reals",
         "VIP without reals",
-        f"""
-SELECT host, vip, toUInt8(sum(slots) = 0) AS value FROM (
-  SELECT host, vip, real, argMax(slots, ts) AS slots FROM lb_event
-  WHERE {TIME} AND event = 'ring' GROUP BY host, vip, real)
-GROUP BY host, vip""",
-        above=0,
-        window=2_592_000,
-        severity="critical",
+        asked.NO_REALS,
         panel=("balancer", "VIPs without reals"),
-        what="{{ .Labels.vip }} on {{ .Labels.host }} has no real: nobody answers there",
+        what="{{ .Labels.vip }} on {{ .Labels.host }} has no real that is up: nobody answers there",
         do="Bring a real back, or set one that works with `bpfleet lb`. If the checks are at fault, mend "
         "them first.",
     ),
@@ -221,27 +166,17 @@ PIPELINE = [
     rule(
         "collector-silent",
         "Collector silent",
-        f"""
-SELECT host, dateDiff('second', max(ts), $__toTime) AS value FROM host WHERE {TIME} GROUP BY host""",
-        above=120,
-        window=86_400,
+        asked.SILENT,
         silence="Alerting",
-        severity="critical",
         panel=("fleet", "Seconds since the last sign of life"),
         what="Nothing was heard of {{ .Labels.host }} for two minutes",
         do="Is the host up? Then `systemctl status bpfleet-collector` there. All hosts silent: Kafka or "
-        "the sink. A host that was taken away is forgotten after a day.",
+        "the sink. Heard of late: its clock is behind. A host that was taken away is forgotten after a day.",
     ),
     rule(
         "losses",
         "Events lost",
-        f"""
-SELECT host, stream, sum(lost) + sum(shed) + sum(refused) + sum(invalid) AS value
-FROM collector_health WHERE {TIME} GROUP BY host, stream""",
-        above=0,
-        window=300,
-        lasting="1m",
-        severity="warning",
+        asked.LOSSES,
         panel=("pipeline", "Who is behind"),
         what="{{ .Labels.host }} loses events of {{ .Labels.stream }}",
         do="lost: raise collector.ring_kb or sample; shed: Kafka is away for too long; refused, invalid: "
@@ -250,13 +185,9 @@ FROM collector_health WHERE {TIME} GROUP BY host, stream""",
     rule(
         "sink-lag",
         "Sink behind",
-        f"""
-SELECT sink, argMax(lag, ts) AS value FROM sink_health WHERE {TIME} GROUP BY sink""",
-        above=10_000,
-        window=300,
+        asked.SINK_LAG,
         lasting="2m",
         silence="Alerting",
-        severity="critical",
         panel=("pipeline", "Lag of the sinks"),
         what="{{ .Labels.sink }} is behind, or no sink runs",
         do="`bpfleet status`. No data: start the sink. Lag: see whether the store answers; start a second "
@@ -265,11 +196,7 @@ SELECT sink, argMax(lag, ts) AS value FROM sink_health WHERE {TIME} GROUP BY sin
     rule(
         "dead-letters",
         "Dead letters",
-        f"""
-SELECT sink, sum(dead) AS value FROM sink_health WHERE {TIME} GROUP BY sink""",
-        above=0,
-        window=600,
-        severity="warning",
+        asked.DEAD_LETTERS,
         panel=("pipeline", "Dead letters and retries"),
         what="{{ .Labels.sink }} could not read a message",
         do="`bpfleet cat bpfleet.dead.v1` names topic, offset and reason. Mend it, then `bpfleet replay`.",
@@ -277,12 +204,7 @@ SELECT sink, sum(dead) AS value FROM sink_health WHERE {TIME} GROUP BY sink""",
     rule(
         "overhead",
         "Overhead budget hit",
-        f"""
-SELECT host, probe, action, count() AS value FROM overhead_event
-WHERE {TIME} AND action IN ('slowed', 'detached', 'over_budget', 'failed') GROUP BY host, probe, action""",
-        above=0,
-        window=600,
-        severity="warning",
+        asked.OVERHEAD,
         panel=("pipeline", "What the overhead budget did"),
         what="{{ .Labels.host }}: probes cost more than they may; {{ .Labels.probe }} {{ .Labels.action }}",
         do="See which program costs most; raise collector.budget_percent, or leave the probe out.",

@@ -2,6 +2,7 @@
 and why packets went where they went."""
 
 from dashboards.source.board import dashboard, many
+from dashboards.source.firing import reals, vips
 from dashboards.source.panels import (
     ANY_IS_BAD,
     bars,
@@ -35,9 +36,7 @@ SENT = f"{HERE_BY_MINUTE} AND {VIPS} AND real != ''"
 REASONS = f"{HERE_BY_MINUTE} AND {VIPS} AND reason != ''"
 EVENTS = f"{HERE} AND {VIPS}"
 LASTING = f"{EVER} AND {HOSTS} AND {VIPS}"
-LAST_HEALTH = f"""
-SELECT vip, real, host, argMax(state, ts) AS last, max(ts) AS since, argMax(reason, ts) AS why
-FROM lb_event WHERE {LASTING} AND event = 'health' GROUP BY vip, real, host"""
+STANDING = f"{HOSTS} AND {VIPS}"
 
 
 def rate(by: str, of: str, where: str) -> str:
@@ -65,7 +64,7 @@ PANELS = [
     ),
     stat(
         "Reals down",
-        f"SELECT countIf(last = 'down') AS reals FROM ({LAST_HEALTH})",
+        f"SELECT countIf(health = 'down') AS reals FROM ({reals(STANDING)})",
         "short",
         "Reals whose last transition was to down, once per balancer. Bad: any.",
         link("Host", "host"),
@@ -73,14 +72,9 @@ PANELS = [
     ),
     stat(
         "VIPs without reals",
-        f"""
-SELECT countIf(left = 0) AS vips FROM (
-  SELECT host, vip, sum(slots) AS left FROM (
-    SELECT host, vip, real, argMax(slots, ts) AS slots FROM lb_event
-    WHERE {LASTING} AND event = 'ring' GROUP BY host, vip, real)
-  GROUP BY host, vip)""",
+        f"SELECT countIf(down > 0 AND serving = 0) AS vips FROM ({vips(STANDING)})",
         "short",
-        "VIPs whose ring has no slot left for any real, once per balancer. Bad: any: nobody answers there.",
+        "VIPs without a real that is up and gets flows, once per balancer. Bad: any: nobody answers there.",
         link("Host", "host"),
         steps=ANY_IS_BAD,
     ),

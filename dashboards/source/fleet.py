@@ -1,7 +1,7 @@
 """Fleet: what is wrong now, who stands out, and is the pipeline itself well?"""
 
 from dashboards.source.board import dashboard
-from dashboards.source.firing import FIRING
+from dashboards.source.firing import FIRING, reals
 from dashboards.source.panels import ANY_IS_BAD, bars, link, row, row_link, stat, states, table, thresholds
 from dashboards.source.parts import EVER, HERE_BY_MINUTE, HOSTS, MARKS, TIME, WHERE, hosts, share
 
@@ -45,10 +45,7 @@ FROM (SELECT dateDiff('second', max(ts), $__toTime) AS age FROM host WHERE {TIME
 LAST_STATE = f"SELECT argMax(state, revision) AS state FROM attack WHERE {EVER} GROUP BY id"
 ATTACKS_NOW = f"SELECT countIf(state = 'active') AS attacks FROM ({LAST_STATE})"
 
-REALS_DOWN = f"""
-SELECT countIf(state = 'down') AS reals FROM (
-  SELECT argMax(state, ts) AS state FROM lb_event
-  WHERE {EVER} AND event = 'health' AND {HOSTS} GROUP BY host, vip, real)"""
+REALS_DOWN = f"SELECT countIf(health = 'down') AS reals FROM ({reals(HOSTS)})"
 
 LOST = f"""
 SELECT sum(lost) + sum(shed) + sum(refused) + sum(invalid) AS events

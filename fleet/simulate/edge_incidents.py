@@ -6,6 +6,7 @@ from fleet.simulate.values import VIP, address, mapped
 ATTACK = "simulated-flood"
 AMPLIFIER, CUSTOMER, CLIENT = "198.51.100.200", "192.0.2.201", "192.0.2.202"
 SYN, DNS = "mitigate-simulated-syn", "mitigate-simulated-dns"
+RECORDS = 20  # seconds from one record of an attack to the next
 STEPS = (("detected", 3.0), ("distilled", 3.4), ("published", 4.0), ("in_force", 5.4), ("first_drop", 6.0))
 EXPRESSIONS = {SYN: f"dst host {VIP} and tcp[tcpflags] = tcp-syn", DNS: f"dst host {VIP} and udp src port 53"}
 
@@ -52,22 +53,25 @@ def flood(fleet: Fleet) -> Incident:
     """A SYN flood with amplified DNS answers; two rules answer within seconds, then it ends."""
     begin, met, end, ops = fleet.ago(40), fleet.ago(40) + 6, fleet.ago(28), f"{fleet.prefix}ops"
     hosts = fleet.edges()
+    totals = {"packets": 130_000_000 * len(hosts), "dropped": 128_700_000 * len(hosts),
+              "after": 128_900_000 * len(hosts), "after_dropped": 128_700_000 * len(hosts)}  # fmt: skip
     attack = {
         "id": ATTACK, "target": VIP, "vectors": "syn flood, dns amplification", "began": micros(begin),
         "detected": micros(begin + 3), "first_drop": micros(met), "peak_pps": 240_000 * len(hosts),
-        "peak_bps": 900_000_000 * len(hosts), "packets": 130_000_000 * len(hosts),
-        "dropped": 128_700_000 * len(hosts), "after": 128_900_000 * len(hosts),
-        "after_dropped": 128_700_000 * len(hosts), "legitimate": 9_000_000, "legitimate_lost": 310,
+        "peak_bps": 900_000_000 * len(hosts), "legitimate": 9_000_000, "legitimate_lost": 310, **totals,
         "hosts": ",".join(hosts), "sources": f'{{"{AMPLIFIER}": 32000000}}', "source_count": 58_213,
         "rules": f"{SYN},{DNS}", "expression": "\nor\n".join(EXPRESSIONS.values()), "policy": "enforce",
     }  # fmt: skip
     nothing = {"first_drop": 0, "after": 0, "after_dropped": 0, "dropped": 0}
-    over = {"revision": 3, "state": "over", "ended": micros(end)}
-    events = [
-        Event("attack", ops, begin + 3, attack | {"revision": 1, "state": "active"} | nothing),
-        Event("attack", ops, begin + 30, attack | {"revision": 2, "state": "active"}),
-        Event("attack", ops, end + 30, attack | over),
-    ]
+    over = {"revision": 1_000, "state": "over", "ended": micros(end)}
+    events = [Event("attack", ops, begin + 3, attack | {"revision": 1, "state": "active"} | nothing)]
+    for n in range(1, int(end - begin) // RECORDS):
+        at = begin + n * RECORDS
+        parts = {"packets": (at - begin) / (end - begin)}
+        parts |= dict.fromkeys(("dropped", "after", "after_dropped"), (at - met) / (end - met))
+        so_far = {name: int(totals[name] * part) for name, part in parts.items()}
+        events.append(Event("attack", ops, at, attack | so_far | {"revision": n + 1, "state": "active"}))
+    events.append(Event("attack", ops, end + 30, attack | over))
     for vector, rule in (("syn flood", SYN), ("dns amplification", DNS)):
         events += _documents(fleet, rule, EXPRESSIONS[rule], "mitigate", f"{vector} against {VIP}", begin + 4)
         events += [
@@ -169,7 +173,7 @@ def vip_without_reals(fleet: Fleet) -> Incident:
     begin = fleet.ago(15)
     events = [event for n, real in enumerate(REALS["api"])
               for event in health(fleet, begin + n, "api", real, "down", "timeout")]  # fmt: skip
-    events += rings(fleet, begin + 3, "api", (), "down", "no real is up")
+    events += rings(fleet, begin + 3, "api", REALS["api"], "share", "none is up: all get flows again")
     gone = Effect("lb_stats", tuple(fleet.edges()), begin, fleet.end,
                   {"packets": "0", "bytes": "0", "flows": "0"}, "vip = 'api' AND real != ''")  # fmt: skip
     return Incident(
