@@ -44,6 +44,43 @@ TYPES: dict[str, tuple[str, Any]] = {
     "Nullable(Float64)": ("CAST(NULL, 'Nullable(Float64)')", None),
     "Nullable(String)": ("CAST('there', 'Nullable(String)')", "there"),
 }
+# Types that no table of ours has, and somebody's query may make.
+OTHER_TYPES: dict[str, tuple[str, Any]] = {
+    "LowCardinality(Nullable(String))": ("CAST(NULL, 'LowCardinality(Nullable(String))')", None),
+    "Nullable(IPv6)": ("CAST('::1', 'Nullable(IPv6)')", "::1"),
+    "IPv4": ("toIPv4('192.0.2.1')", "192.0.2.1"),
+    "Array(Tuple(UInt8, String))": (
+        "[(1, 'a'), (2, 'b')]::Array(Tuple(UInt8, String))",
+        [[1, "a"], [2, "b"]],
+    ),
+    "Tuple(n UInt8, s String)": ("CAST((1, 'a'), 'Tuple(n UInt8, s String)')", {"n": 1, "s": "a"}),
+    "Map(String, Array(UInt64))": ("map('a', [1, 2])::Map(String, Array(UInt64))", {"a": [1, 2]}),
+    "Map(LowCardinality(String), UInt64)": (
+        "CAST(map('a', 1), 'Map(LowCardinality(String), UInt64)')",
+        {"a": 1},
+    ),
+    "Enum8('b' = -2, 'a' = 1)": ("CAST('b', 'Enum8(''a'' = 1, ''b'' = -2)')", "b"),
+    "Decimal(18, 3)": ("toDecimal64('-123456789.123', 3)", "-123456789.123"),
+    "Decimal(76, 20)": ("toDecimal256('1.5', 20)", "1.5"),
+    "DateTime64(9, 'America/New_York')": (
+        "toDateTime64('2026-11-22 20:15:01.123456789', 9, 'America/New_York')",
+        "2026-11-23 01:15:01.123456",
+    ),
+    "DateTime64(3, 'UTC')": (
+        "toDateTime64('1960-01-02 00:00:00.5', 3, 'UTC')",
+        "1960-01-02 00:00:00.500000",
+    ),
+    "Date32": ("toDate32('1930-01-02')", "1930-01-02 00:00:00.000000"),
+    "Int128": ("toInt128('-170141183460469231731687303715884105728')", str(-(1 << 127))),
+    "UInt256": ("toUInt256('5')", "5"),
+    "Array(Array(String))": ("[['a'], [], ['b', 'c']]", [["a"], [], ["b", "c"]]),
+    "Array(Nullable(Int32))": ("[1, NULL]::Array(Nullable(Int32))", [1, None]),
+    "Array(LowCardinality(String))": ("['a', 'b']::Array(LowCardinality(String))", ["a", "b"]),
+    "Variant(String, UInt64)": ("CAST('x', 'Variant(String, UInt64)')", "x"),
+    "Dynamic": ("CAST('x', 'Dynamic')", "x"),
+    "Nullable(Nothing)": ("NULL", None),
+    "IntervalSecond": ("INTERVAL 5 SECOND", "5 Seconds"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +134,14 @@ def test_every_type_that_a_table_has_is_tried() -> None:
 
 
 def test_every_type_arrives_as_it_is(driver: Driver) -> None:
-    columns = ", ".join(f"{literal} AS c{number}" for number, (literal, _) in enumerate(TYPES.values()))
-    answer = driver.ask(f"SELECT {columns} FROM numbers(3)")
-    assert answer["error"] == ""
-    assert answer["rows"] == [[shown for _, shown in TYPES.values()]] * 3
-    told = [each.replace("DateTime('UTC')", "DateTime") for each in answer["types"]]
-    assert told == list(TYPES)
+    types = TYPES | OTHER_TYPES
+    columns = ", ".join(f"{literal} AS c{number}" for number, (literal, _) in enumerate(types.values()))
+    for count in (3, 0):
+        answer = driver.ask(f"SELECT {columns} FROM numbers({count})")
+        assert answer["error"] == ""
+        assert answer["rows"] == [[shown for _, shown in types.values()]] * count
+        told = [each.replace("DateTime('UTC')", "DateTime") for each in answer["types"] or types]
+        assert told == list(types)
 
 
 def test_every_panels_query_goes_over_the_wire(driver: Driver, rows: Filled) -> None:
@@ -147,6 +186,7 @@ def test_no_rows_are_no_error(driver: Driver) -> None:
         ("SELECT * FROM nowhere", "Code: 60. DB::Exception: Unknown table"),
         ("SELEKT 1", "Code: 62. DB::Exception: "),
         ("SELECT throwIf(1, 'as asked')", "Code: 395. DB::Exception: as asked"),
+        ("SELECT sleep(3) SETTINGS max_execution_time = 0.5", "Code: 159. DB::Exception: Timeout exceeded"),
     ],
 )
 def test_an_error_says_what_clickhouse_says(driver: Driver, sql: str, says: str) -> None:
@@ -160,6 +200,30 @@ def test_an_error_on_the_way_is_no_short_answer(driver: Driver) -> None:
     answer = driver.ask(far)
     assert answer["error"] != ""
     assert driver.ask("SELECT 1")["rows"] == [[1]]
+
+
+def test_who_goes_away_in_the_middle_of_an_answer_ends_it_there_too(
+    program: Path, store: StoreProcess, driver: Driver, rows: Filled
+) -> None:
+    """Another's query beside it is answered meanwhile and afterwards."""
+    slow = "SELECT randomPrintableASCII(3000), sleepEachRow(0.001) FROM numbers(100000) "
+    slow += "SETTINGS max_block_size = 50"
+    running = (
+        "SELECT count() FROM system.processes WHERE query LIKE '%sleepEachRow%' AND query NOT LIKE '%LIKE%'"
+    )
+    answers: list[dict[str, Any]] = []
+    asking = threading.Thread(target=lambda: answers.append(driver.ask(slow, 900)))
+    asking.start()
+    other = Driver(program, store, rows.database)
+    try:
+        eventually(lambda: rows.values(running) == ["1"], 0.8)
+        assert len(other.ask("SELECT number FROM numbers(100000)")["rows"]) == 100_000
+        asking.join(20)
+        assert "cancel" in answers[0]["error"] and 0 < len(answers[0]["rows"]) < 5_000
+        eventually(lambda: rows.values(running) == ["0"], 10)
+        assert other.ask("SELECT 1")["rows"] == driver.ask("SELECT 1")["rows"] == [[1]]
+    finally:
+        other.close()
 
 
 def test_a_cancelled_query_ends_here_and_there(driver: Driver, rows: Filled) -> None:

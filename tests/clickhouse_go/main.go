@@ -12,6 +12,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"reflect"
@@ -131,6 +132,8 @@ func shown(value reflect.Value) any {
 	case time.Time:
 		return plain.UTC().Format("2006-01-02 15:04:05.000000")
 	case net.IP:
+		return plain.String()
+	case big.Int:
 		return plain.String()
 	case fmt.Stringer:
 		return plain.String()
