@@ -156,11 +156,21 @@ def local_name(stream: Stream, config: Clickhouse) -> str:
     return stream.name + ("_local" if config.cluster else "")
 
 
-def extras(stream: Stream, config: Clickhouse) -> Iterable[str]:
-    """Indexes and rollups that a table from before may lack; they hold for parts written from now on."""
-    table = f"{quote(config.database)}.{quote(local_name(stream, config))}{_on_cluster(config)}"
+def extras(
+    stream: Stream, config: Clickhouse, existing: Iterable[str] = (), *, backfill: bool = False
+) -> Iterable[str]:
+    """Indexes and rollups that a table from before may lack; they hold for parts written from now on.
+
+    ``existing``: names of those that are there; ``backfill``: build the others for the rows that are there
+    too, in the background.
+    """
+    there = set(existing)
     for kind, text in storage.definitions(stream.storage):
-        yield f"ALTER TABLE {table} ADD {kind} IF NOT EXISTS {text}"
+        name = text.split()[0]
+        if name not in there:
+            yield f"{_alter(stream, config)} ADD {kind} IF NOT EXISTS {text}"
+            if backfill:
+                yield f"{_alter(stream, config)} MATERIALIZE {kind} {name}"
 
 
 def renew_extras(
@@ -169,21 +179,20 @@ def renew_extras(
     """What makes a table's indexes and rollups those of its declaration: older ones go, new ones come.
 
     ``existing``: names and kinds (``INDEX``, ``PROJECTION``) of those that are there; ``definition``: the
-    table's own ``CREATE``. ``backfill``: build new ones for the rows that are there too, in the background.
+    table's own ``CREATE``; ``backfill``: see :func:`extras`.
     """
-    table = f"{quote(config.database)}.{quote(local_name(stream, config))}{_on_cluster(config)}"
     if OTHER_CODEC not in definition:
-        yield f"ALTER TABLE {table} MODIFY SETTING {OTHER_CODEC}"
+        yield f"{_alter(stream, config)} MODIFY SETTING {OTHER_CODEC}"
     declared = extra_names(stream)
     for name, kind in existing.items():
         if storage.ours(name) and name not in declared:
-            yield f"ALTER TABLE {table} DROP {kind} IF EXISTS {quote(name)}"
-    for kind, text in storage.definitions(stream.storage):
-        name = text.split()[0]
-        if name not in existing:
-            yield f"ALTER TABLE {table} ADD {kind} IF NOT EXISTS {text}"
-            if backfill:
-                yield f"ALTER TABLE {table} MATERIALIZE {kind} {name}"
+            yield f"{_alter(stream, config)} DROP {kind} IF EXISTS {quote(name)}"
+    yield from extras(stream, config, existing, backfill=backfill)
+
+
+def _alter(stream: Stream, config: Clickhouse) -> str:
+    table = f"{quote(config.database)}.{quote(local_name(stream, config))}"
+    return f"ALTER TABLE {table}{_on_cluster(config)}"
 
 
 def _add_columns(stream: Stream, added: Iterable[Field], config: Clickhouse) -> Iterable[str]:
