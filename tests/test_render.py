@@ -1,6 +1,7 @@
 """`bpfleet render`, seen by a headless Chromium: all is drawn, nothing complained of, nothing fetched."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,19 @@ def test_every_panel_is_drawn_and_nothing_is_complained_of(
 
 def test_texts_of_the_data_stay_text(rows: Filled, browser: Browser, tmp_path: Path) -> None:
     hostile = '</script><script>window.hurt=1</script><img src=x onerror="window.hurt=2">\''
+    hostile += ' <a href="https://example.org">here</a> <b>now</b> &lt; ' + "x" * 2_000
     host = "sly"
     others = {"runq_latency": ["cgroup"], "process_exit": ["comm", "cgroup"], "applied": ["id", "author"],
               "cpu_time": ["cgroup"]}  # fmt: skip
     needed = {"runq_latency": ("count, sum_ns", "9, 9000"), "process_exit": ("signal", "9"),
               "cpu_time": ("usage_us", "9"), "applied": ("revision", "1")}  # fmt: skip
-    for table, columns in others.items():
+    for (table, columns), end in product(others.items(), "xy"):
         names, values = needed[table]
         texts = ", ".join(["{name:String}"] * len(columns))
         rows.client.command(
             f"INSERT INTO {table} (ts, host, {', '.join(columns)}, {names}) "
             f"SELECT fromUnixTimestamp64Milli({{ts:Int64}}), {{host:String}}, {texts}, {values}",
-            parameters={"ts": int(rows.end * 1000) - 90_000, "host": host, "name": hostile},
+            parameters={"ts": int(rows.end * 1000) - 90_000, "host": host, "name": hostile + end},
         )
     file = tmp_path / "host.html"
     done = draw(rows, "host", "--var", f"host={host}", "-o", str(file))
@@ -102,6 +104,14 @@ def test_texts_of_the_data_stay_text(rows: Filled, browser: Browser, tmp_path: P
     browser.open(file)
     assert browser.run("window.hurt") is None and browser.faults == []
     assert hostile in browser.run("document.body.textContent")
+    assert browser.run("document.querySelectorAll('main a, svg a').length") == 0
+    assert (
+        browser.run("[...document.querySelectorAll('svg tspan')].filter(e => e.style.fontWeight).length") == 0
+    )
+    widest = browser.run(
+        "Math.max(...[...document.querySelectorAll('.legend .legendtext')].map(e => e.getBBox().width))"
+    )
+    assert 100 < widest < 400, "a name covers its figure"
 
 
 def test_an_empty_window_says_so(rows: Filled, browser: Browser, tmp_path: Path) -> None:

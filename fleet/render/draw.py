@@ -33,7 +33,7 @@ def timeseries(panel: Panel, frames: Frames) -> Figure:
             trace: dict[str, Any] = {
                 "x": [_moment(each) for each in times],
                 "y": units.in_base(values, panel.unit),
-                "name": name,
+                "name": units.label(name),
             }
             line = {"type": "scatter", "mode": "lines", "line": {"width": 1.2}}
             trace |= {"type": "bar"} if bars else line
@@ -68,10 +68,10 @@ def bars(panel: Panel, frames: Frames) -> Figure:
     shown = [units.show(each, panel.unit) for each in values]
     steps = panel.tree["fieldConfig"]["defaults"]["thresholds"]["steps"]
     colors = [COLORS[1] if len(steps) == 1 else _color(_step(steps, each)) for each in values[:20]]
-    trace = {"type": "bar", "orientation": "h", "y": names[:20], "x": units.in_base(values[:20], panel.unit),
-             "text": shown[:20], "marker": {"color": colors}, "hoverinfo": "y+text",
-             "textposition": "outside", "cliponaxis": False}  # fmt: skip
-    axis = {"autorange": "reversed", "type": "category", "automargin": True}
+    axis = units.categories(names[:20]) | {"autorange": "reversed"}
+    trace = {"type": "bar", "orientation": "h", "y": [*map(units.escaped, names[:20])],
+             "x": units.in_base(values[:20], panel.unit), "text": shown[:20], "marker": {"color": colors},
+             "hoverinfo": "y+text", "textposition": "outside", "cliponaxis": False}  # fmt: skip
     layout = {"yaxis": axis, "xaxis": units.axis(panel.unit), "showlegend": False,
               "margin": {"l": 60, "r": 56, "t": 8, "b": 40}}  # fmt: skip
     return {"data": [trace], "layout": layout}
@@ -91,7 +91,7 @@ def states(panel: Panel, frames: Frames, until: float) -> Figure:
             for begin, end, value in zip(times, ends, values, strict=True):
                 bar = stretches.setdefault(str(value), {"y": [], "base": [], "x": []})
                 lasted = min((end - begin).total_seconds(), longest)
-                bar["y"].append(name)
+                bar["y"].append(units.escaped(name))
                 bar["base"].append(_moment(begin))
                 bar["x"].append(lasted * 1000)
     shown = mapping["options"]
@@ -101,7 +101,7 @@ def states(panel: Panel, frames: Frames, until: float) -> Figure:
          "hovertemplate": "%{y}: " + shown[value]["text"] + " from %{base}<extra></extra>"}
         for value, bar in sorted(stretches.items())
     ]  # fmt: skip
-    axis = {"type": "category", "automargin": True}
+    axis = units.categories(name for frame in frames.values() for name in frame.series())
     return {"data": traces, "layout": {"barmode": "overlay", "xaxis": {"type": "date"}, "yaxis": axis}}
 
 

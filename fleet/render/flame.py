@@ -29,7 +29,7 @@ def figure(panel: Panel, frames: Mapping[str, Frame]) -> dict[str, Any]:
     trace = {
         "type": "icicle",
         "ids": [str(each) for each in range(len(levels))],
-        "labels": labels,
+        "labels": [*map(units.escaped, labels)],
         "parents": ["" if each < 0 else str(each) for each in parents],
         "values": [a + b for a, b in zip(left, right, strict=True)],
         "text": shown,

@@ -65,7 +65,7 @@ def _dots(panel: Panel, nodes: Frame, at: list[tuple[float, float]]) -> dict[str
         "mode": "markers+text",
         "x": [x for x, _ in at],
         "y": [y for _, y in at],
-        "text": [f"{name} · {text}" for name, text in zip(names, shown, strict=True)],
+        "text": [f"{units.label(name)} · {text}" for name, text in zip(names, shown, strict=True)],
         "textposition": ["middle left" if x == 0 else "middle right" for x, _ in at],
         "textfont": {"size": 9},
         "marker": {

@@ -1,8 +1,11 @@
-"""Numbers as Grafana's units show them: ``1.5 ms``, ``12.3 kB/s``, ``4 %``."""
+"""Numbers as Grafana's units show them: ``1.5 ms``, ``12.3 kB/s``, ``4 %``; and names as figures can."""
 
 import datetime
+import html
+from collections.abc import Iterable
 from typing import Any
 
+LONGEST = 40  # letters of a name in a figure
 _TIME = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 _RATES = {"Bps": "B/s", "bps": "b/s", "pps": "p/s", "cps": "c/s", "ops": "/s", "short": "", "bytes": "B"}
 _DECIMAL = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -63,3 +66,23 @@ def in_base(values: list[Any], unit: str) -> list[Any]:
     """Times in seconds, so that an axis can say ms and µs itself; anything else as it is."""
     factor = _TIME.get(unit, 1.0)
     return values if factor == 1.0 else [None if each is None else each * factor for each in values]
+
+
+def label(name: Any) -> str:
+    """A name for a figure: of markup plotly would make links and bold type; what is long would cover all."""
+    text, half = str(name), LONGEST // 2
+    return escaped(text if len(text) <= LONGEST else f"{text[:half]}…{text[1 - half :]}")
+
+
+def categories(names: Iterable[Any]) -> dict[str, Any]:
+    """An axis of names. Those too long are cut on the axis only: two that begin alike stay two."""
+    every = list(dict.fromkeys(map(str, names)))
+    axis: dict[str, Any] = {"type": "category", "automargin": True}
+    if any(len(each) > LONGEST for each in every):
+        axis |= {"tickvals": [*map(escaped, every)], "ticktext": [*map(label, every)]}
+    return axis
+
+
+def escaped(name: Any) -> str:
+    """A name in full, none of it markup."""
+    return html.escape(str(name), quote=False)
