@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -161,6 +162,11 @@ def test_every_incident_is_told_of_and_each_kind_is_there(fleet: Simulated) -> N
     told = [json.loads(line) for line in fleet.said.splitlines() if line.startswith("{")]
     assert {each["name"] for each in told} == set(CATALOGUE)
     assert all(each["panels"] or each["questions"] for each in told)
+    # With --until, the questions are of that time, however long ago it was.
+    begin, end = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%S}" for at in (END - 10_800, END))
+    asked = [question for each in told for question in each["questions"]]
+    assert f"bpfleet forensics sources --since {begin} --verdict drop --until {end}" in asked
+    assert f"bpfleet forensics contacts 198.51.100.77 --until {end}" in asked
 
 
 def test_all_of_it_is_marked_and_nothing_is_missing_but_what_was_lost(fleet: Simulated) -> None:

@@ -3,12 +3,13 @@
 import json
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
 from fleet import supervise
+from fleet.render.window import seconds
 from fleet.simulate.plan import LEAST_HOSTS, LEAST_HOURS, Fleet, Incident
 from schemas.clickhouse import connect, explain
 from schemas.config import Config
@@ -69,7 +70,7 @@ def simulate(
             _remove(config)
         else:
             _fill(config, fleet, chosen, scale, among_real_data)
-            _tell(chosen, as_json)
+            _tell(chosen, until, as_json)
     finally:
         supervise.stop(parts, _say)
 
@@ -136,12 +137,25 @@ def _remove(config: Config) -> None:
     click.echo(f"{sum(gone.values()):,} simulated rows removed from {len(gone)} tables")
 
 
-def _tell(chosen: Sequence[Incident], as_json: bool) -> None:
+def _asked(words: Sequence[str], until: int | None) -> str:
+    """The question as one types it; of a history that ended at ``until``, with the times it was then."""
+    said = " ".join(("bpfleet forensics", *words))
+    if until is None:
+        return said
+    ends = datetime.fromtimestamp(until, UTC)
+    _, since, length = said.partition(" --since ")
+    if since:
+        begins = ends - timedelta(seconds=seconds(length.split()[0]))
+        said = said.replace(f" --since {length.split()[0]}", f" --since {begins:%Y-%m-%dT%H:%M:%S}")
+    return f"{said} --until {ends:%Y-%m-%dT%H:%M:%S}"
+
+
+def _tell(chosen: Sequence[Incident], until: int | None, as_json: bool) -> None:
     """What was planted, and where it shows."""
     for each in chosen:
         begin, end = (datetime.fromtimestamp(at, UTC) for at in (each.begin, each.end))
         shown = [f"{look.board}: {look.panel}" for look in each.looks]
-        asked = ["bpfleet forensics " + " ".join(ask.words) for ask in each.asks]
+        asked = [_asked(ask.words, until) for ask in each.asks]
         if as_json:
             told = {"name": each.name, "what": each.what, "begin": begin.isoformat(), "end": end.isoformat()}
             click.echo(json.dumps(told | {"panels": shown, "questions": asked}, ensure_ascii=False))
