@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,66 @@ def test_rules_have_own_uids_and_somebody_to_tell() -> None:
     (source,) = PROVISIONED["datasources/bpfleet.yaml"]["datasources"]
     assert source["jsonData"]["protocol"] == "http" and source["uid"] == "bpfleet"
     assert source["type"] == "grafana-clickhouse-datasource"
+
+
+# The fields that Grafana reads of these files, by its types (pkg/services/provisioning); it ignores others.
+FIELDS = {
+    "groups": "orgId name folder interval rules",
+    "rules": "uid title condition data dashboardUid panelId noDataState execErrState for keepFiringFor "
+    "labels annotations isPaused notification_settings record missing_series_evals_to_resolve",
+    "data": "refId queryType relativeTimeRange datasourceUid model",
+    "relativeTimeRange": "from to",
+    "contactPoints": "orgId name receivers",
+    "receivers": "uid type settings disableResolveMessage",
+    "policies": "orgId receiver group_by group_wait group_interval repeat_interval routes",
+    "routes": "receiver object_matchers group_by group_wait group_interval repeat_interval continue routes",
+    "providers": "name orgId folder folderUid type disableDeletion updateIntervalSeconds allowUiUpdates "
+    "options",
+    "options": "path foldersFromFilesStructure",
+    "datasources": "orgId name uid type access url isDefault editable jsonData secureJsonData version",
+    "jsonData": "host port protocol secure path username defaultDatabase dialTimeout queryTimeout "
+    "validateSql",
+    "secureJsonData": "password",
+    "settings": "url httpMethod",
+}
+DURATION = re.compile(r"(\d+(ms|[smhdwy]))+")
+
+
+def _records(tree: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every record of a file under the name of its field; what only the data source reads is left out."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            if name != "model":
+                for each in value if isinstance(value, list) else [value]:
+                    if isinstance(each, dict):
+                        yield name, each
+                        yield from _records(each)
+
+
+@pytest.mark.parametrize("file", PROVISIONED)
+def test_grafana_knows_every_field_of_what_it_is_provisioned_with(file: str) -> None:
+    tree = PROVISIONED[file]
+    assert tree["apiVersion"] == 1
+    for name, record in _records(tree):
+        if name in ("labels", "annotations"):
+            assert all(isinstance(each, str) for each in record.values())
+            continue
+        assert set(record) <= set(FIELDS[name].split()), f"{name}: {set(record) - set(FIELDS[name].split())}"
+        for key in ("for", "interval", "group_wait", "group_interval", "repeat_interval"):
+            assert DURATION.fullmatch(record.get(key, "1s")), f"{key}: {record[key]}"
+        for key in ("uid", "folderUid", "dashboardUid"):
+            assert re.fullmatch(r"[\w-]{1,40}", record.get(key, "x"))
+        for label, operator, _ in record.get("object_matchers", []):
+            assert label in ("severity", "source") and operator in ("=", "!=", "=~", "!~")
+
+
+def test_rules_and_dashboards_share_a_folder() -> None:
+    """Rules come first and can name it by its title only; a uid would make another of the same title."""
+    (provider,) = PROVISIONED["dashboards/bpfleet.yaml"]["providers"]
+    groups = PROVISIONED["alerting/rules.yaml"]["groups"]
+    assert {each["folder"] for each in groups} == {provider["folder"]} and "folderUid" not in provider
+    titles = [each["title"] for each in RULES]
+    assert len(set(titles)) == len(titles), "titles are unique in a folder"
 
 
 def test_macros_expand_as_the_data_source_documents() -> None:

@@ -25,10 +25,11 @@ DATASOURCE = {
     },
     "secureJsonData": {"password": "$__file{/run/secrets/clickhouse_password}"},
 }
+# Grafana makes the rules' folder first, by its title and with a uid of its own choice: with a uid here, the
+# dashboards' would be another folder of the same title, which it refuses.
 PROVIDER = {
     "name": "bpfleet",
     "folder": FOLDER,
-    "folderUid": FOLDER,
     "type": "file",
     "disableDeletion": True,
     "allowUiUpdates": False,
