@@ -144,6 +144,7 @@ CASES: dict[str, tuple[list[Row], list[dict[str, str]], list[list[Row]]]] = {
             [attack(100, 2, "active", 1_000, 970)],
             [attack(100, 2, "active", 1_000, 500), attack(90, 3, "over", 1_000, 500)],
             lasting(60_000, 1_200),
+            [attack(300, 1, "active", 0, 0), attack(5, 2, "active", 1_000, 950)],
             # Its first seconds came through, and then nothing did, nor does anything come any more.
             [
                 attack(120, 1, "active", 900, 0, 120),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from alert_cases import CASES, Row
+from alert_cases import CASES, Row, attack
 from conftest import StoreProcess
 from test_dashboards_lint import RULES
 
@@ -123,3 +123,13 @@ def test_a_row_that_is_late_by_the_pipelines_delay_still_counts(alerting: Alerti
     patience = 130 if name == "collector-silent" else 0
     firing, _ = alerting.evaluate(BY_NAME[name], now + 70 + patience)
     assert firing == labels
+
+
+def test_an_attack_that_its_mitigator_left_is_not_met(alerting: Alerting) -> None:
+    """For an hour: then somebody has known for long that it is gone."""
+    for age, fires in ((60, False), (200, True), (3_000, True), (5_000, False)):
+        now = alerting.put(
+            [attack(age + 5, 1, "active", 0, 0, 9_000), attack(age, 2, "active", 900, 900, 9_000)]
+        )
+        firing, _ = alerting.evaluate(BY_NAME["attack-not-mitigated"], now)
+        assert bool(firing) == fires, age

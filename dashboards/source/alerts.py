@@ -127,9 +127,9 @@ ATTACKS = [
         "Attack not mitigated",
         asked.NOT_MITIGATED,
         panel=("attacks", "Mitigated"),
-        what="Attack {{ .Labels.attack }} on {{ .Labels.target }} came through within the last minute",
-        do="See its steps: refused or held rules say why. Write a rule by hand with `bpfleet drop`, or "
-        "call upstream.",
+        what="Attack {{ .Labels.attack }} on {{ .Labels.target }} comes through, or nobody answers it",
+        do="See its steps: refused or held rules say why. None for two minutes: `bpfleet mitigate` is gone "
+        "and its rules will end; start it. Write a rule by hand with `bpfleet drop`, or call upstream.",
     ),
     rule(
         "rule-rolled-back",

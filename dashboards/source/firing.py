@@ -101,12 +101,14 @@ DROPS = _against_past(
 
 # Of each attack what holds, and the share that was dropped of what came in the last minute of its records, of
 # which there is one every few seconds. What comes through now is not to hide behind hours of a good answer.
+# When `bpfleet mitigate` is gone, its rules end with their time to live, and nobody sees it.
 ATTACK = f"""
 SELECT id AS attack, argMax(whom, revision) AS target, argMax(stands, revision) AS state,
   argMax(found, revision) AS detected, argMax(start, revision) AS since,
   argMax((seen, stopped), revision) AS last, argMaxIf((seen, stopped), revision, ts <= newest - 60) AS before,
   toInt64(last.1) - toInt64(before.1) AS came,
-  if(came <= 0, 1, (toInt64(last.2) - toInt64(before.2)) / came) AS met
+  max(ts) BETWEEN $__toTime - {HOUR} AND $__toTime - 120 AS forsaken,
+  multiIf(forsaken, 0, came <= 0, 1, (toInt64(last.2) - toInt64(before.2)) / came) AS met
 FROM (
   SELECT id, revision, ts, max(ts) OVER (PARTITION BY id) AS newest, target AS whom, state AS stands,
     detected AS found, began AS start, packets AS seen, dropped AS stopped
@@ -123,7 +125,8 @@ def _attack(value: str, above: float, severity: str, line: str = "", where: str 
 ATTACK_STARTED = _attack("1", 0, "warning")
 ATTACK_MITIGATED = _attack("if(came > 0, met, 0)", 0.99, "info", ", ', met'")
 NOT_MITIGATED = _attack(
-    "1 - met", 0.05, "critical", ", ', ', toString(round(100 * value)), ' % of it comes through'",
+    "round(1 - met, 6)", 0.05, "critical",
+    ", if(forsaken, ': nobody answers it', concat(', ', toString(round(100 * value)), ' % comes through'))",
     "detected <= $__toTime - 90",
 )  # fmt: skip
 ROLLED_BACK = _events("filter_event", ("host", "rule"), "concat('rule ', rule, ' rolled back: ', why)",
