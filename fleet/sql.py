@@ -80,15 +80,16 @@ def stream(client: Any, query: str, parameters: dict[str, str], form: str) -> No
     sys.stdout.flush()
 
 
-def print_table(client: Any, query: str, parameters: dict[str, str], limit: int) -> None:
-    """Print the answer's first ``limit`` rows for people."""
+def print_table(client: Any, query: str, parameters: dict[str, str], limit: int) -> int:
+    """Print the answer's first ``limit`` rows for people; returns how many it has."""
     result = client.query(query, parameters=parameters)
     if not result.column_names:
-        return
+        return 0
     rows = result.result_rows
     console().print(table(result.column_names, rows[:limit]))
     if len(rows) > limit:
         click.echo(f"… {len(rows) - limit} more rows; add LIMIT, --limit, or --format csv", err=True)
+    return len(rows)
 
 
 def console() -> Any:

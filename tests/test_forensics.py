@@ -213,16 +213,26 @@ def test_the_statement_can_be_taken_and_pasted(config: Path) -> None:
     assert len(done.stdout.splitlines()) == len(ask(config, "sources")) == 2
 
 
-@pytest.mark.parametrize("text", ["", "1.2.3", "1.2.3.4'", "host", "::g"])
+@pytest.mark.parametrize("text", ["", "1.2.3", "1.2.3.4'", "host", "::g", "fe80::1%eth0"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no address"):
         checked(Parameter("address", "IPv6", None, ""), text)
 
 
-@pytest.mark.parametrize("text", ["", "-1d", "1y", "yesterday", "2026-13-01"])
+@pytest.mark.parametrize("text", ["", "-1d", "1y", "yesterday", "2026-13-01", "999999w"])
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="no time"):
         moment(text, datetime.now(UTC))
+
+
+def test_nothing_found_is_said_and_a_window_that_ends_before_it_begins_is_refused(config: Path) -> None:
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", "fleet", "--config", str(config), "forensics", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stderr
+
+    assert "nothing from 20" in said("replay", "no-such-attack")
+    assert "swap them" in said("sources", "--since", "1h", "--until", "2h")
+    assert "Traceback" not in said("sources", "--limit", "-1")
 
 
 def test_every_question_says_what_it_asks_and_is_documented() -> None:

@@ -1,5 +1,6 @@
 """``bpfleet forensics``: ask about what is long past without writing SQL, or take the SQL and go on."""
 
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,9 @@ def _asker(question: Question) -> Callable[..., None]:
         as_json, as_csv, only_sql, limit = (told.pop(name) for name in ("as_json", "as_csv", "sql", "limit"))
         values = question.values(told, told.pop("since"), told.pop("until"))
         if only_sql:
-            words = "".join(f" \\\n  --param '{name}={value}'" for name, value in values.items())
+            words = "".join(
+                f" \\\n  --param {shlex.quote(f'{each}={value}')}" for each, value in values.items()
+            )
             click.echo(f"bpfleet sql{words} \"$(cat <<'END'\n{question.sql}\nEND\n)\"")
             return
         _answer(config, question.sql, values, "json" if as_json else "csv" if as_csv else "table", limit)
@@ -47,7 +50,8 @@ def _answer(config: Config, sql: str, values: dict[str, str], form: str, limit: 
     client = connect(config.clickhouse)
     try:
         if form == "table":
-            print_table(client, sql, values, limit)
+            if not print_table(client, sql, values, limit):
+                click.echo(f"nothing from {values['since']} to {values['until']} UTC", err=True)
         else:
             stream(client, sql, values, FORMATS[form])
     except (ClickHouseError, OSError) as error:
@@ -74,7 +78,13 @@ def _command(question: Question) -> click.Command:
         click.Option(["--json", "as_json"], is_flag=True, help="One object a line."),
         click.Option(["--csv", "as_csv"], is_flag=True, help="For spreadsheets."),
         click.Option(["--sql"], is_flag=True, help="Print the statement instead of asking."),
-        click.Option(["--limit"], default=1000, show_default=True, help="Rows a table shows at most."),
+        click.Option(
+            ["--limit"],
+            default=1000,
+            show_default=True,
+            type=click.IntRange(min=1),
+            help="Rows a table shows at most.",
+        ),
     ]
     text = "\n\n".join([question.asks, question.doc, " ".join(wanted)])
     return click.Command(

@@ -48,7 +48,10 @@ class Question:
         """Its parameters as the server reads them. Raises :class:`UsageError` for what is not of its type."""
         now = datetime.now(UTC)
         values = {each.name: checked(each, given[each.name]) for each in self.parameters}
-        return values | {"since": moment(since or self.since, now), "until": moment(until or "0s", now)}
+        window = {"since": moment(since or self.since, now), "until": moment(until or "0s", now)}
+        if window["since"] >= window["until"]:
+            raise UsageError(f"--since {window['since']} is not before --until {window['until']}; swap them")
+        return values | window
 
 
 def read(file: Path) -> Question:
@@ -72,7 +75,7 @@ def checked(parameter: Parameter, text: str) -> str:
     """A value of the parameter's type. Raises :class:`UsageError`."""
     if parameter.kind == "IPv6":
         try:
-            address = ipaddress.ip_address(text)
+            address = ipaddress.ip_address("" if "%" in text else text)  # a zone is of one host alone
         except ValueError:
             raise UsageError(
                 f"{parameter.name}: `{text}` is no address; write 192.0.2.7 or 2001:db8::7"
@@ -89,12 +92,12 @@ def _fits(text: str, bits: int) -> bool:
 
 def moment(text: str, now: datetime) -> str:
     """`90d` ago, or a time as ISO 8601 has it (UTC unless it says otherwise), for DateTime64."""
-    if match := AGO.fullmatch(text):
-        at = now - timedelta(seconds=int(match[1]) * UNITS[match[2]])
-    else:
-        try:
+    try:
+        if match := AGO.fullmatch(text):
+            at = now - timedelta(seconds=int(match[1]) * UNITS[match[2]])
+        else:
             at = datetime.fromisoformat(text)
-        except ValueError:
-            raise UsageError(f"`{text}` is no time; write 90d, 15m or 2026-05-01T12:30:00") from None
-        at = at.astimezone(UTC) if at.tzinfo else at
+            at = at.astimezone(UTC) if at.tzinfo else at
+    except (ValueError, OverflowError):
+        raise UsageError(f"`{text}` is no time; write 90d, 15m or 2026-05-01T12:30:00") from None
     return f"{at:%Y-%m-%d %H:%M:%S.%f}"

@@ -16,11 +16,12 @@ WITH
                sumIf(weight, verdict = 'drop') AS dropped, sumIf(weight, verdict = 'shadow') AS shadow,
                sum(weight * length) * 8 AS bits, uniq(source) AS sources, topK(1)(protocol)[1] AS protocol
         FROM packet_sample
-        WHERE ts BETWEEN began - INTERVAL 5 SECOND AND ended + INTERVAL 5 SECOND
+        WHERE target != '' AND ts BETWEEN began - INTERVAL 5 SECOND AND ended + INTERVAL 5 SECOND
           AND ts BETWEEN {since:DateTime64(6, 'UTC')} AND {until:DateTime64(6, 'UTC')}
           AND isIPAddressInRange(
               if(position(target, '.') > 0, replaceOne(toString(destination), '::ffff:', ''), toString(destination)),
-              if(position(target, '/') > 0, target, concat(target, if(position(target, ':') > 0, '/128', '/32'))))
+              multiIf(target = '', '::/128', position(target, '/') > 0, target,
+                      concat(target, if(position(target, ':') > 0, '/128', '/32'))))
         GROUP BY second
     ),
     steps AS (
